@@ -1,0 +1,73 @@
+"""From heatmaps to keypoints: Beta-Soft-Argmax, its score, the quarter shift and the flip test.
+
+Numerically the reference's (zhang943/lpn-pytorch, lib/core/inference.py and function.py), vectorised over crops and joints.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+
+
+def soft_argmax(heatmaps: Float32, beta: float) -> Float32:
+    """Heatmaps [N, K, H, W] → places [N, K, 2] (x, y) in cells: the mean place under softmax(beta · heatmap) over the map."""
+    n, k, height, width = heatmaps.shape
+    weights = heatmaps.reshape(n, k, height * width) * np.float32(beta)
+    weights -= weights.max(axis=2, keepdims=True)
+    np.exp(weights, out=weights)
+    weights = weights.reshape(n, k, height, width)
+    columns, rows = weights.sum(axis=2), weights.sum(axis=3)
+    total = rows.sum(axis=2)
+    x = columns @ np.arange(width, dtype=np.float32) / total
+    y = rows @ np.arange(height, dtype=np.float32) / total
+    return np.stack([x, y], axis=2)
+
+
+def argmax(heatmaps: Float32) -> Float32:
+    """Heatmaps [N, K, H, W] → places [N, K, 2] (x, y) of the highest cells."""
+    n, k, height, width = heatmaps.shape
+    index = heatmaps.reshape(n, k, height * width).argmax(axis=2)
+    return np.stack([index % width, index // width], axis=2).astype(np.float32)
+
+
+def scores_at(heatmaps: Float32, places: Float32) -> Float32:
+    """Heatmap values [N, K] at the cells nearest to places [N, K, 2] (half to even, as the reference rounds)."""
+    x, y = np.moveaxis(np.rint(places).astype(np.intp), 2, 0)
+    return heatmaps[(*np.ogrid[: x.shape[0], : x.shape[1]], y, x)]
+
+
+def quarter_shift(heatmaps: Float32, places: Float32) -> Float32:
+    """Places [N, K, 2] moved a quarter cell towards the higher neighbour on each axis, except in the border cells."""
+    height, width = heatmaps.shape[2:]
+    x, y = np.moveaxis(np.floor(places + np.float32(0.5)).astype(np.intp), 2, 0)
+    inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
+    x, y = np.where(inside, x, 1), np.where(inside, y, 1)
+    n, k = np.ogrid[: x.shape[0], : x.shape[1]]
+    slope = np.stack(
+        [
+            heatmaps[n, k, y, x + 1] - heatmaps[n, k, y, x - 1],
+            heatmaps[n, k, y + 1, x] - heatmaps[n, k, y - 1, x],
+        ],
+        axis=2,
+    )
+    return places + np.float32(0.25) * np.sign(slope) * inside[..., None]
+
+
+def decode(heatmaps: Float32, beta: float, shift: bool) -> Float32:
+    """Heatmaps [N, K, H, W] → keypoints [N, K, 3]: x, y in cells, score. The score is read before the shift."""
+    places = soft_argmax(heatmaps, beta)
+    scores = scores_at(heatmaps, places)
+    if shift:
+        places = quarter_shift(heatmaps, places)
+    return np.concatenate([places, scores[..., None]], axis=2)
+
+
+def average_with_mirrored(heatmaps: Float32, mirrored: Float32, pairs: npt.NDArray[np.intp]) -> Float32:
+    """Flip test: heatmaps [N, K, H, W] of the crops and of the mirrored crops → their mean.
+
+    `pairs` [K] holds for each joint the joint that it becomes in a mirror. The mirrored maps are moved one cell to the
+    right to align them with the others, as the reference does; column 0 stays where it was.
+    """
+    back = mirrored[:, pairs, :, ::-1].copy()
+    back[..., 1:] = back[..., :-1].copy()
+    return (heatmaps + back) * np.float32(0.5)

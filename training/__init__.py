@@ -1,0 +1,1 @@
+"""Training, evaluation and export of the Lightweight Pose Network. Needs the `training` extra (PyTorch)."""

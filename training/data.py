@@ -1,0 +1,149 @@
+"""Labelled people: COCO keypoint files with their pictures, and a cache of crops on disk that training draws from.
+
+A set is `<name>.json` (COCO keypoints) beside its pictures: in zip files named by each image's `zip`, or in a folder. Two
+optional fields of an annotation are read: `labels` and `keypoint_weights` [17], the trust in each joint, 0…1.
+"""
+
+import json
+import logging
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from app.vision import box
+
+log = logging.getLogger(__name__)
+
+ASPECT = 192 / 256
+_REGION = 1.4  # the cached part of the picture, as a multiple of the padded box: room for shift, scale and rotation
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture of a set and the annotations on it, as the file gives them."""
+
+    image: dict[str, Any]
+    annotations: list[dict[str, Any]]
+    pixels: npt.NDArray[np.uint8]
+
+
+def read_pictures(annotation_file: Path, image_folder: Path | None = None) -> Iterator[Picture]:
+    """The pictures [H, W, 3] (BGR) of a COCO file in its order; EXIF orientation is ignored, as COCO's labels do.
+
+    Raises FileNotFoundError for a missing picture and ValueError for one that OpenCV cannot read.
+    """
+    content = json.loads(annotation_file.read_text())
+    by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        by_image[annotation["image_id"]].append(annotation)
+    archives: dict[str, zipfile.ZipFile] = {}
+    for image in content["images"]:
+        name = image.get("zip")
+        if name is None or image_folder is not None:
+            data = ((image_folder or annotation_file.parent) / image["file_name"]).read_bytes()
+        else:
+            if name not in archives:
+                archives[name] = zipfile.ZipFile(annotation_file.parent / name)
+            data = archives[name].read(image["file_name"])
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if pixels is None:
+            raise ValueError(f"{annotation_file.name}: {image['file_name']} is not a picture that OpenCV reads")
+        yield Picture(image, by_image[image["id"]], pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class People:
+    """Crops of people with keypoints. Crop i is `pixels[offsets[i]:offsets[i + 1]]`, [heights[i], widths[i], 3] BGR.
+
+    `centres` [N, 2] and `sizes` [N, 2] are the padded boxes and `keypoints` [N, 17, 2] the joints, in the crops' pixels;
+    `weights` [N, 17] is 0 for unlabelled joints.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+    heights: npt.NDArray[np.int64]
+    widths: npt.NDArray[np.int64]
+    centres: npt.NDArray[np.float32]
+    sizes: npt.NDArray[np.float32]
+    keypoints: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.heights)
+
+    def crop(self, index: int) -> npt.NDArray[np.uint8]:
+        """The pixels of crop `index`, [H, W, 3] BGR."""
+        start, end = self.offsets[index], self.offsets[index + 1]
+        return self.pixels[start:end].reshape(self.heights[index], self.widths[index], 3)
+
+
+def cached_people(annotation_file: Path, cache: Path, height: int) -> People:
+    """The labelled people of a set, cropped for networks of input `height`; made on the first call, then mapped from disk."""
+    name = f"{annotation_file.parent.name}-{annotation_file.stem}-{height}"
+    index_file, pixel_file = cache / f"{name}.npz", cache / f"{name}.bin"
+    if not index_file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        _write_cache(annotation_file, index_file, pixel_file, height)
+    with np.load(index_file) as index:
+        return People(pixels=np.memmap(pixel_file, np.uint8, "r"), **{key: index[key] for key in index})
+
+
+def _write_cache(annotation_file: Path, index_file: Path, pixel_file: Path, height: int) -> None:
+    columns: dict[str, list[Any]] = {
+        key: [] for key in ("heights", "widths", "centres", "sizes", "keypoints", "weights")
+    }
+    offsets = [0]
+    with pixel_file.open("wb") as out:
+        for picture in read_pictures(annotation_file):
+            for annotation in picture.annotations:
+                if annotation.get("num_keypoints", 0) == 0 or annotation.get("iscrowd", 0):
+                    continue
+                pixels, row = _cut_out(picture.pixels, annotation, height)
+                out.write(pixels.tobytes())
+                offsets.append(offsets[-1] + pixels.size)
+                for key, value in row.items():
+                    columns[key].append(value)
+    arrays = {key: np.asarray(values) for key, values in columns.items()}
+    temporary = index_file.with_suffix(".tmp.npz")
+    np.savez(temporary, offsets=np.asarray(offsets), **arrays)
+    temporary.replace(index_file)  # last, so that an interrupted run leaves no half-made cache behind
+    log.info("%s: %d people, %.1f GB of crops", index_file.stem, len(offsets) - 1, offsets[-1] / 1e9)
+
+
+def _cut_out(
+    picture: npt.NDArray[np.uint8], annotation: dict[str, Any], height: int
+) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+    """One person's surroundings, reduced to what a network of input `height` can use, and the labels in its pixels."""
+    centres, sizes = box.centres_and_sizes(np.array([annotation["bbox"]]), ASPECT)
+    centre, size = centres[0].astype(np.float64), sizes[0].astype(np.float64)
+    limit = np.array(picture.shape[1::-1])
+    low = np.clip(np.floor(centre - size * _REGION / 2), 0, limit - 1).astype(int)
+    high = np.clip(np.ceil(centre + size * _REGION / 2), low + 1, limit).astype(int)
+    pixels = picture[low[1] : high[1], low[0] : high[0]]
+    factor = np.ones(2)
+    if size[1] > height:
+        shape = np.maximum(1, np.rint((high - low) * (height / size[1]))).astype(int)
+        factor = shape / (high - low)
+        # Half of the people are reduced without anti-aliasing, as the service's bilinear crops are.
+        smooth = annotation["id"] % 2 == 0
+        pixels = np.asarray(
+            cv2.resize(pixels, tuple(shape.tolist()), interpolation=cv2.INTER_AREA if smooth else cv2.INTER_LINEAR),
+            np.uint8,
+        )
+    joints = np.asarray(annotation["keypoints"], np.float64).reshape(-1, 3)
+    trust = np.asarray(annotation.get("keypoint_weights", np.ones(len(joints))), np.float64)
+    row = {
+        "heights": pixels.shape[0],
+        "widths": pixels.shape[1],
+        "centres": ((centre - low + 0.5) * factor - 0.5).astype(np.float32),
+        "sizes": (size * factor).astype(np.float32),
+        "keypoints": ((joints[:, :2] - low + 0.5) * factor - 0.5).astype(np.float32),
+        "weights": (trust * (joints[:, 2] > 0)).astype(np.float32),
+    }
+    return pixels, row
