@@ -39,7 +39,11 @@ class Batch:
 
 
 def augmented_batch(
-    sets: list[People], members: list[tuple[int, int]], height: int, augmentation: Augmentation, rng: np.random.Generator
+    sets: list[People],
+    members: list[tuple[int, int]],
+    height: int,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
 ) -> Batch:
     """One batch of crops, `height` high and ¾ as wide, of `members` (set, index)."""
     width = height * 3 // 4
@@ -106,9 +110,7 @@ def _random_affine(
     return np.hstack([linear, offset[:, None]]), mirrored
 
 
-def _recoloured(
-    crop: npt.NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator
-) -> npt.NDArray[np.uint8]:
+def _recoloured(crop: npt.NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Random gain, offset and channel gains through one table a channel; now and then grey."""
     contrast = rng.uniform(1 - augmentation.contrast, 1 + augmentation.contrast)
     gains = contrast * rng.uniform(1 - augmentation.colour, 1 + augmentation.colour, 3)

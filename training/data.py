@@ -54,7 +54,7 @@ def read_pictures(annotation_file: Path, image_folder: Path | None = None) -> It
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is None:
             raise ValueError(f"{annotation_file.name}: {image['file_name']} is not a picture that OpenCV reads")
-        yield Picture(image, by_image[image["id"]], pixels)
+        yield Picture(image, by_image[image["id"]], np.asarray(pixels, np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,7 @@ def cached_people(annotation_file: Path, cache: Path, height: int) -> People:
 
 
 def _write_cache(annotation_file: Path, index_file: Path, pixel_file: Path, height: int) -> None:
-    columns: dict[str, list[Any]] = {
-        key: [] for key in ("heights", "widths", "centres", "sizes", "keypoints", "weights")
-    }
+    columns: dict[str, list[Any]] = {key: [] for key in ("heights", "widths", "centres", "sizes", "keypoints", "weights")}
     offsets = [0]
     with pixel_file.open("wb") as out:
         for picture in read_pictures(annotation_file):
@@ -111,7 +109,7 @@ def _write_cache(annotation_file: Path, index_file: Path, pixel_file: Path, heig
                     columns[key].append(value)
     arrays = {key: np.asarray(values) for key, values in columns.items()}
     temporary = index_file.with_suffix(".tmp.npz")
-    np.savez(temporary, offsets=np.asarray(offsets), **arrays)
+    np.savez(temporary, offsets=np.asarray(offsets), **arrays)  # type: ignore[arg-type]
     temporary.replace(index_file)  # last, so that an interrupted run leaves no half-made cache behind
     log.info("%s: %d people, %.1f GB of crops", index_file.stem, len(offsets) - 1, offsets[-1] / 1e9)
 

@@ -29,15 +29,11 @@ class GlobalContext(nn.Module):
         super().__init__()
         hidden = max(channels // 16, 16)
         self.conv_mask = nn.Conv2d(channels, 1, 1)
-        self.channel_add_conv = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1),
-            nn.LayerNorm([hidden, 1, 1]),
-            nn.ReLU(),
-            nn.Conv2d(hidden, channels, 1),
-        )
-        # The transform starts at zero, so that each block starts as plain addition (GCNet's initialisation).
-        nn.init.zeros_(self.channel_add_conv[3].weight)
-        nn.init.zeros_(self.channel_add_conv[3].bias)
+        back = nn.Conv2d(hidden, channels, 1)
+        # The transform starts at zero, so that each block starts as the identity (GCNet's initialisation).
+        nn.init.zeros_(back.weight)
+        nn.init.zeros_(back.bias)  # type: ignore[arg-type]
+        self.channel_add_conv = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.LayerNorm([hidden, 1, 1]), nn.ReLU(), back)
 
     def forward(self, x: Tensor) -> Tensor:
         attention = self.conv_mask(x).flatten(2).softmax(dim=2)  # [N, 1, HW]
@@ -60,9 +56,7 @@ class LightweightBottleneck(nn.Module):
         self.att = GlobalContext(planes) if attention else None
         self.downsample = None
         if stride != 1 or channels != planes:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels, planes, 1, stride=stride, bias=False), nn.BatchNorm2d(planes)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(channels, planes, 1, stride=stride, bias=False), nn.BatchNorm2d(planes))
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -99,9 +93,7 @@ class GroupedUpsampling(nn.ConvTranspose2d):
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(
-            channels, out_channels, 4, stride=2, padding=1, groups=gcd(channels, out_channels), bias=False
-        )
+        super().__init__(channels, out_channels, 4, stride=2, padding=1, groups=gcd(channels, out_channels), bias=False)
         # Output row 2i + a sums input rows i - 1, i, i + 1 by these kernel rows; 4 stands for zero.
         self.register_buffer("phase_rows", torch.tensor([[3, 1, 4], [4, 2, 0]]), persistent=False)
 
@@ -158,9 +150,7 @@ class LPN(nn.Module):
 
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, GroupedUpsampling):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.Conv2d) and module.bias is None:
+            if isinstance(module, GroupedUpsampling) or (isinstance(module, nn.Conv2d) and module.bias is None):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         for module in self.modules():
             if isinstance(module, LightweightBottleneck):

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.nn import functional
 
 from app.vision import heatmap
 from training.augment import Augmentation, Batch, augmented_batch
@@ -218,7 +217,7 @@ def _train_stage(
             heatmaps = state.model(normalised(torch.from_numpy(batch.crops).to(device)))
         loss = heatmap_loss(heatmaps.float(), targets, torch.from_numpy(batch.weights).to(device), stage.placement)
         state.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(state.model.parameters(), 10.0)
         state.optimizer.step()
         state.step += 1

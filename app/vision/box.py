@@ -11,7 +11,36 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 PADDING = 1.25
+_FARTHEST = 1_000_000
 _PIXEL_STD = np.float32(200.0)  # the reference stores sizes in units of 200 pixels, as float32
+
+
+class InvalidBox(Exception):
+    """A box that shows nobody; `index` is its place among the boxes, the message says what is wrong with it."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+def check_boxes(boxes: Float64, width: int, height: int) -> None:
+    """Raise InvalidBox for the first of boxes [N, 4] that is not finite, has no area or misses the picture entirely."""
+    x, y, w, h = boxes.T
+    with np.errstate(invalid="ignore", over="ignore"):
+        faults = (
+            (~np.isfinite(boxes).all(axis=1), "must hold four finite numbers"),
+            ((w <= 0) | (h <= 0), "must have a width and a height above 0"),
+            ((w < 1) & (h < 1), "must be at least 1 pixel wide or high"),
+            ((np.abs(boxes) > _FARTHEST).any(axis=1), f"must not reach beyond {_FARTHEST:,} pixels"),
+            (
+                (x + w <= -0.5) | (y + h <= -0.5) | (x >= width - 0.5) | (y >= height - 0.5),
+                f"misses the picture of {width} × {height} pixels",
+            ),
+        )
+    for faulty, message in faults:
+        if faulty.any():
+            index = int(faulty.argmax())
+            raise InvalidBox(index, f"[{', '.join(f'{value:g}' for value in boxes[index])}] {message}")
 
 
 def centres_and_sizes(boxes: npt.NDArray[np.floating], aspect: float) -> tuple[Float32, Float32]:

@@ -33,7 +33,8 @@ def argmax(heatmaps: Float32) -> Float32:
 def scores_at(heatmaps: Float32, places: Float32) -> Float32:
     """Heatmap values [N, K] at the cells nearest to places [N, K, 2] (half to even, as the reference rounds)."""
     x, y = np.moveaxis(np.rint(places).astype(np.intp), 2, 0)
-    return heatmaps[(*np.ogrid[: x.shape[0], : x.shape[1]], y, x)]
+    n, k = np.ogrid[: x.shape[0], : x.shape[1]]
+    return np.asarray(heatmaps[n, k, y, x])
 
 
 def quarter_shift(heatmaps: Float32, places: Float32) -> Float32:
@@ -50,7 +51,7 @@ def quarter_shift(heatmaps: Float32, places: Float32) -> Float32:
         ],
         axis=2,
     )
-    return places + np.float32(0.25) * np.sign(slope) * inside[..., None]
+    return np.asarray(places + np.float32(0.25) * np.sign(slope) * inside[..., None])
 
 
 def decode(heatmaps: Float32, beta: float, shift: bool) -> Float32:

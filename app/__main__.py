@@ -1,0 +1,60 @@
+"""`python -m app`: read the settings, load the models, serve."""
+
+import os
+import signal
+import sys
+
+# One thread rule: BLAS opens its pool, and OpenCV reads its limit, when numpy and cv2 are imported, so before them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+
+
+def main() -> int:
+    """Serve until a signal; 0 after a clean stop, 1 with one clear line where the service cannot start."""
+    from pydantic import ValidationError
+
+    from app.settings import Settings
+
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for fault in error.errors():
+            name = "POSE_" + "_".join(str(part) for part in fault["loc"]).upper()
+            print(f"{name}: {fault['msg']} (it is {fault['input']!r})", file=sys.stderr)
+        return 1
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(settings.max_image_pixels))
+
+    import uvicorn
+
+    from app.api.application import create_app
+    from app.inference.model_store import ModelError
+    from app.telemetry import logs
+
+    logs.configure(settings.log_level)
+    try:
+        app = create_app(settings)
+    except ModelError as error:
+        print(error, file=sys.stderr)
+        return 1
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_s,
+        ws="none",
+    )
+    sock = config.bind_socket()  # exits with one line where the port is taken
+    host, port = sock.getsockname()[:2]
+    print(f"The LPN pose service listens on http://{host}:{port}", file=sys.stderr, flush=True)
+    # uvicorn raises the signal that stopped it once more, after a clean stop; that is not a failure.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    uvicorn.Server(config).run(sockets=[sock])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""The one place where things are wired: settings → metrics → pipeline → routes → middleware."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import __version__
+from app.api import health, models, pose
+from app.api.middleware import ApiKeys, BodyLimits, RequestContext, note_problem
+from app.api.problems import problem_of, render
+from app.inference.pipeline import Pipeline
+from app.settings import Settings
+from app.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service as an ASGI application. Raises ModelError where a model of the store cannot be used."""
+    metrics = Metrics()
+    pipeline = Pipeline(settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Warm-up runs beside the server, so that /livez answers and /readyz tells of it.
+        warming = asyncio.create_task(pipeline.start())
+        warming.add_done_callback(_log_failure)
+        yield
+        warming.cancel()
+        await asyncio.gather(warming, return_exceptions=True)
+        await pipeline.stop()
+
+    app = FastAPI(
+        title="LPN pose service",
+        version=__version__,
+        summary="A picture and people's boxes in, COCO keypoints out.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's page loads its scripts from another host
+        redoc_url=None,
+    )
+    app.state.settings, app.state.metrics, app.state.pipeline = settings, metrics, pipeline
+    for module in (pose, models, health):
+        app.include_router(module.router)
+    app.add_exception_handler(HTTPException, _answer)
+    # The last added is the outermost.
+    app.add_middleware(BodyLimits, settings=settings)
+    app.add_middleware(ApiKeys, keys=settings.api_keys)
+    app.add_middleware(RequestContext, metrics=metrics)
+    if settings.cors_origins:  # outside the rest, so that problems can be read by the pages as well
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
+        )
+    return app
+
+
+def _answer(request: Request, error: Exception) -> Response:
+    problem = problem_of(error)
+    note_problem(request.scope, problem)
+    return render(problem, request.state.request_id)
+
+
+def _log_failure(warming: asyncio.Task[None]) -> None:
+    if not warming.cancelled() and warming.exception() is not None:
+        log.critical("the warm-up failed; the service stays unready", exc_info=warming.exception())

@@ -1,0 +1,260 @@
+"""The three request bodies (a picture, multipart/form-data, JSON) → one PoseRequest."""
+
+import asyncio
+import base64
+import binascii
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from app.api.problems import FieldError, Location, Problem, at
+from app.api.schemas import JsonBody, JsonImage, Options
+from app.settings import Settings
+
+PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream")
+_FORM_FIELDS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PictureIn:
+    """A picture file of a request; `boxes` [N, 4] or None where the client gives none."""
+
+    id: int
+    file_name: str | None
+    data: bytes
+    boxes: npt.NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoseRequest:
+    """What a client asks of POST /v1/pose, whatever the body was."""
+
+    pictures: list[PictureIn]
+    options: Options
+
+
+async def read_pose_request(request: Request, settings: Settings) -> PoseRequest:
+    """Read and check a request. Raises Problem."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    query = _single_values(request.query_params.multi_items(), "query")
+    if kind == "multipart/form-data":
+        asked = await _from_form(request, query, settings)
+    elif kind == "application/json":
+        asked = await asyncio.to_thread(_from_json, await request.body(), query, settings)
+    elif kind in PICTURE_TYPES:
+        data = await request.body()
+        boxes = _boxes_of_one(query.pop("boxes", None), ("query", "boxes"), settings)
+        asked = PoseRequest([PictureIn(0, None, data, boxes)], _options(query, "query"))
+    else:
+        raise Problem(
+            "unsupported_media_type",
+            f"Content-Type is {kind or 'missing'}; send one of {', '.join(PICTURE_TYPES)} (curl: -H 'Content-Type: "
+            "image/jpeg'), multipart/form-data or application/json.",
+        )
+    _check_limits(asked.options, settings)
+    return asked
+
+
+async def _from_form(request: Request, query: dict[str, str], settings: Settings) -> PoseRequest:
+    form = await _parsed_form(request, settings)
+    try:
+        files = [part for name, part in form.multi_items() if isinstance(part, UploadFile) and name == "image"]
+        fields = []
+        for name, part in form.multi_items():
+            if isinstance(part, str):
+                fields.append((name, part))
+            elif name != "image":
+                raise at("invalid_option", ("form", name), "is not a part that is known; pictures are parts named image")
+        if not files:
+            raise Problem("invalid_image", "The form holds no part named image with a file (curl: -F image=@people.jpg).")
+        _check_count(len(files), settings)
+        options = query | _single_values(fields, "form")
+        repeated = query.keys() & dict(fields).keys()
+        if repeated:
+            raise at("invalid_option", ("form", min(repeated)), "is given in the query as well")
+        boxes = _boxes_of_several(options.pop("boxes", None), len(files), settings)
+        pictures = [
+            PictureIn(number, file.filename or None, await file.read(), boxes[number]) for number, file in enumerate(files)
+        ]
+        return PoseRequest(pictures, _options(options, "form"))
+    finally:
+        await form.close()
+
+
+async def _parsed_form(request: Request, settings: Settings) -> FormData:
+    parser = MultiPartParser(
+        request.headers,
+        request.stream(),
+        max_files=10 * settings.max_images,
+        max_fields=_FORM_FIELDS,
+        max_part_size=settings.max_body_bytes,
+    )
+    parser.spool_max_size = settings.max_body_bytes  # parts stay in memory: the body is limited already
+    try:
+        return await parser.parse()
+    except MultiPartException as error:
+        if "Too many files" in error.message:
+            raise _too_many_images(f"more than {10 * settings.max_images}", settings) from error
+        raise Problem("malformed_body", "The body is not valid multipart/form-data, or its boundary is missing.") from error
+    except (KeyError, UnicodeDecodeError) as error:
+        raise Problem("malformed_body", "The body is not valid multipart/form-data, or its boundary is missing.") from error
+
+
+def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRequest:
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem("malformed_body", f"The body is not valid JSON (line {error.lineno}, column {error.colno}).") from error
+    if not isinstance(content, dict):
+        raise Problem("malformed_body", "The body must be a JSON object with a list named images.")
+    images = content.get("images")
+    if isinstance(images, list):
+        _check_count(len(images), settings)
+    repeated = query.keys() & content.keys()
+    if repeated:
+        raise at("invalid_option", ("query", min(repeated)), "is given in the body as well")
+    try:
+        parsed = JsonBody.model_validate({**query, **content})
+    except ValidationError as error:
+        raise _validation_problem(error) from error
+    pictures = [_json_picture(number, picture, settings) for number, picture in enumerate(parsed.images)]
+    if len({picture.id for picture in pictures}) < len(pictures):
+        raise at("invalid_option", ("images",), "must have ids that differ")
+    options = Options.model_validate(parsed.model_dump(exclude={"images"}))
+    return PoseRequest(pictures, options)
+
+
+def _json_picture(number: int, picture: JsonImage, settings: Settings) -> PictureIn:
+    text = picture.data
+    if text.startswith("data:"):
+        head, _, text = text.partition(",")
+        if not head.endswith(";base64"):
+            raise at("invalid_image", ("images", number, "data"), "is a data: text without base64")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise at("invalid_image", ("images", number, "data"), "is not valid base64") from error
+    boxes = None if picture.boxes is None else _checked_boxes(picture.boxes, ("images", number, "boxes"), settings)
+    return PictureIn(number if picture.id is None else picture.id, picture.file_name, data, boxes)
+
+
+def _boxes_of_one(text: str | None, loc: Location, settings: Settings) -> npt.NDArray[np.float64] | None:
+    """Boxes written as x,y,w,h;x,y,w,h or as a JSON list."""
+    if text is None:
+        return None
+    if text.lstrip().startswith("["):
+        return _checked_boxes(_parsed_json(text, loc), loc, settings)
+    boxes = [part for part in text.split(";") if part.strip()]
+    _check_box_count(len(boxes), loc, settings)
+    return _checked_boxes([_numbers(part, (*loc, i)) for i, part in enumerate(boxes)], loc, settings)
+
+
+def _boxes_of_several(text: str | None, count: int, settings: Settings) -> Sequence[npt.NDArray[np.float64] | None]:
+    """Boxes of a form: for one picture as in a query; for several a JSON list with a list (or null) for each."""
+    loc = ("form", "boxes")
+    if text is None:
+        return [None] * count
+    if count == 1 and not text.lstrip().startswith("["):
+        return [_boxes_of_one(text, loc, settings)]
+    content = _parsed_json(text, loc)
+    if count == 1 and not _is_list_a_picture(content):
+        content = [content]
+    if not isinstance(content, list) or len(content) != count:
+        raise at("invalid_box", loc, f"must be a JSON list of {count} lists of boxes, one for each picture")
+    return [
+        None if boxes is None else _checked_boxes(boxes, (*loc, number), settings) for number, boxes in enumerate(content)
+    ]
+
+
+def _is_list_a_picture(content: Any) -> bool:
+    """Whether JSON for one picture is [[[x, y, w, h], …]] or [[]] rather than [[x, y, w, h], …]."""
+    return (
+        isinstance(content, list)
+        and len(content) == 1
+        and isinstance(content[0], list)
+        and all(isinstance(box, list) for box in content[0])
+    )
+
+
+def _checked_boxes(content: Any, loc: Location, settings: Settings) -> npt.NDArray[np.float64]:
+    """A list of [x, y, width, height] → [N, 4]. Whether they show anybody is judged when the picture's size is known."""
+    if not isinstance(content, list):
+        raise at("invalid_box", loc, "must be a list of [x, y, width, height]")
+    _check_box_count(len(content), loc, settings)
+    for i, box in enumerate(content):
+        numbers = isinstance(box, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in box)
+        if not numbers or len(box) != 4 or not all(math.isfinite(v) for v in box):
+            raise at("invalid_box", (*loc, i), "must be [x, y, width, height], four finite numbers")
+    return np.array(content, np.float64).reshape(-1, 4)
+
+
+def _numbers(text: str, loc: Location) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise at("invalid_box", loc, f"is {text[:80]!r}; a box is x,y,width,height") from error
+
+
+def _parsed_json(text: str, loc: Location) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise at("invalid_box", loc, "is not valid JSON") from error
+
+
+def _single_values(items: Sequence[tuple[str, str]], where: str) -> dict[str, str]:
+    """Name → value; repeated boxes are joined, any other option may be given once."""
+    values: dict[str, str] = {}
+    for name, value in items:
+        if name in values and name != "boxes":
+            raise at("invalid_option", (where, name), "is given twice")
+        values[name] = f"{values[name]};{value}" if name in values else value
+    return values
+
+
+def _options(values: Mapping[str, str], where: str) -> Options:
+    try:
+        return Options.model_validate(values)
+    except ValidationError as error:
+        raise _validation_problem(error, where) from error
+
+
+def _validation_problem(error: ValidationError, *where: str) -> Problem:
+    known = ", ".join((*(("boxes",) if where else ()), *Options.model_fields))
+    errors = []
+    for found in error.errors():
+        unknown = found["type"] == "extra_forbidden"
+        message = f"is not known; the options are {known}" if unknown else f"is wrong: {found['msg']}"
+        errors.append(FieldError((*where, *found["loc"]), message))
+    return Problem("invalid_option", f"{'.'.join(map(str, errors[0].loc))} {errors[0].msg}.", errors)
+
+
+def _check_limits(options: Options, settings: Settings) -> None:
+    """The limits of options that depend on the settings."""
+    if options.timeout_ms is not None and options.timeout_ms > settings.max_timeout_ms:
+        raise at("invalid_option", ("timeout_ms",), f"is {options.timeout_ms}; at most {settings.max_timeout_ms} is taken")
+    if options.max_people is not None and options.max_people > settings.max_boxes:
+        raise at("invalid_option", ("max_people",), f"is {options.max_people}; at most {settings.max_boxes} is taken")
+
+
+def _check_count(count: int, settings: Settings) -> None:
+    if count > settings.max_images:
+        raise _too_many_images(str(count), settings)
+
+
+def _too_many_images(count: str, settings: Settings) -> Problem:
+    return Problem("too_many_images", f"The request holds {count} pictures; at most {settings.max_images} are taken.")
+
+
+def _check_box_count(count: int, loc: Location, settings: Settings) -> None:
+    if count > settings.max_boxes:
+        raise at("too_many_boxes", loc, f"holds {count} boxes; at most {settings.max_boxes} a picture are taken")

@@ -1,0 +1,84 @@
+"""People → the two JSON formats and the picture. Places are rounded to 2 decimals, scores to 4."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from app import __version__
+from app.api.bodies import PictureIn
+from app.inference.model_store import ModelDescription
+from app.inference.pipeline import People
+
+
+def coco_data_set(
+    pictures: Sequence[PictureIn], people: Sequence[People], model: ModelDescription, threshold: float
+) -> bytes:
+    """A COCO keypoint data set that pycocotools.COCO loads; keypoints scored below `threshold` have v = 0."""
+    annotations: list[dict[str, Any]] = []
+    for picture, found in zip(pictures, people, strict=True):
+        scores = np.round(found.keypoints[..., 2], 4)
+        visible = scores >= threshold
+        keypoints = np.concatenate([np.round(found.keypoints[..., :2], 2), 2.0 * visible[..., None]], axis=2)
+        columns = (
+            np.round(found.boxes, 2).tolist(),
+            np.round(found.boxes[:, 2] * found.boxes[:, 3], 2).tolist(),
+            visible.sum(axis=1).tolist(),
+            keypoints.reshape(len(keypoints), -1).tolist(),
+            scores.tolist(),
+            np.round(found.scores, 4).tolist(),
+            np.round(found.box_scores, 4).tolist(),
+        )
+        for box, area, count, joints, joint_scores, score, box_score in zip(*columns, strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": picture.id,
+                    "category_id": 1,
+                    "bbox": box,
+                    "area": area,
+                    "iscrowd": 0,
+                    "num_keypoints": count,
+                    "keypoints": joints,
+                    "keypoint_scores": joint_scores,
+                    "keypoint_errors": None,
+                    "score": score,
+                    "bbox_score": box_score,
+                }
+            )
+    return orjson.dumps(
+        {
+            "info": {
+                "description": "People and their COCO keypoints",
+                "model": model.name,
+                "model_version": model.version,
+                "service_version": __version__,
+            },
+            "images": [
+                {"id": picture.id, "width": found.width, "height": found.height, "file_name": picture.file_name}
+                for picture, found in zip(pictures, people, strict=True)
+            ],
+            "categories": [
+                {"id": 1, "name": "person", "keypoints": model.keypoints.names, "skeleton": model.keypoints.skeleton}
+            ],
+            "annotations": annotations,
+        }
+    )
+
+
+def coco_results(pictures: Sequence[PictureIn], people: Sequence[People]) -> bytes:
+    """A list of results that COCO.loadRes takes and COCOeval evaluates."""
+    results: list[dict[str, Any]] = []
+    for picture, found in zip(pictures, people, strict=True):
+        keypoints = found.keypoints.copy()
+        keypoints[..., :2] = np.round(keypoints[..., :2], 2)
+        keypoints[..., 2] = np.round(keypoints[..., 2], 4)
+        for joints, score, box in zip(
+            keypoints.reshape(len(keypoints), -1).tolist(),
+            np.round(found.scores, 4).tolist(),
+            np.round(found.boxes, 2).tolist(),
+            strict=True,
+        ):
+            results.append({"image_id": picture.id, "category_id": 1, "keypoints": joints, "score": score, "bbox": box})
+    return orjson.dumps(results)

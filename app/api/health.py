@@ -1,0 +1,35 @@
+"""Probes and metrics: they answer whatever the load, and need no key."""
+
+from fastapi import APIRouter, Request
+from prometheus_client.exposition import choose_encoder
+from starlette.responses import JSONResponse, Response
+
+from app.api.problems import Problem
+from app.inference.pipeline import Pipeline
+from app.telemetry.metrics import Metrics
+
+router = APIRouter()
+
+
+@router.get("/livez", summary="Whether the process can answer")
+async def livez() -> JSONResponse:
+    """200 while the process can answer."""
+    return JSONResponse({"status": "live"})
+
+
+@router.get("/readyz", summary="Whether work is taken")
+async def readyz(request: Request) -> JSONResponse:
+    """200 when every model has answered a warm-up and lanes run, else 503 with the reason."""
+    pipeline: Pipeline = request.app.state.pipeline
+    reason = pipeline.why_not_ready
+    if reason is not None:
+        raise Problem("not_ready", reason, retry_after=1)
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """The metrics as Prometheus text or OpenMetrics, as the Accept header asks."""
+    table: Metrics = request.app.state.metrics
+    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encoder(table.registry), headers={"Content-Type": content_type})

@@ -1,0 +1,154 @@
+"""Pure ASGI middleware: request ids, metrics and logs; keys; body limits. (BaseHTTPMiddleware would hide disconnects.)"""
+
+import asyncio
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+
+from pydantic import SecretStr
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import Problem, problem_of, render
+from app.settings import Settings
+from app.telemetry.metrics import STAGES, Metrics
+
+log = logging.getLogger("app.requests")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+_OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics"))
+
+
+class RequestContext:
+    """Outermost: an id for each request, one log line, its metrics and Server-Timing, and an answer to every exception."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        seconds: dict[str, float] = {}
+        state.update(request_id=request_id, seconds=seconds)
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers["Server-Timing"] = _server_timing({**seconds, "total": time.perf_counter() - started})
+            await send(message)
+
+        self._metrics.in_flight.inc()
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception as error:
+            problem = problem_of(error)
+            if problem.code == "internal_error":
+                log.exception("a request failed", extra={"request_id": request_id})
+            if status == 0:
+                note_problem(scope, problem)
+                await render(problem, request_id)(scope, receive, send_with_headers)
+        finally:
+            self._metrics.in_flight.dec()
+            self._record(scope, status, time.perf_counter() - started, seconds, request_id)
+
+    def _record(self, scope: Scope, status: int, total: float, seconds: dict[str, float], request_id: str) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(route, method, status).inc()
+        self._metrics.request_seconds.labels(route).observe(total)
+        if seconds:
+            for stage, value in {**seconds, "total": total}.items():
+                self._metrics.stage_seconds.labels(stage).observe(value)
+        problem = scope["state"].get("problem")
+        if problem is not None:
+            self._metrics.rejected.labels(problem).inc()
+        fields = {"request_id": request_id, "method": method, "route": route, "status": status}
+        fields |= {"ms": round(total * 1000, 1)} | ({"problem": problem} if problem else {})
+        log.log(logging.DEBUG if route in _OPEN_PATHS else logging.INFO, "request", extra=fields)
+
+
+class ApiKeys:
+    """Lets only requests with one of the keys pass, except to probes and metrics. No keys: everybody passes."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr]) -> None:
+        self._app = app
+        self._keys = [key.get_secret_value().encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._keys or scope["path"] in _OPEN_PATHS or self._known(scope):
+            await self._app(scope, receive, send)
+            return
+        raise Problem("unauthorized", "Send one of the service's keys as Authorization: Bearer … or X-API-Key.")
+
+    def _known(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        sent = (token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")).encode("latin-1")
+        # Every key is compared, so that the time tells nothing of which.
+        return sum(hmac.compare_digest(sent, key) for key in self._keys) > 0
+
+
+class BodyLimits:
+    """Bounds a body's bytes, declared or counted on the wire, and the time that it may take to arrive."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._most = settings.max_body_bytes
+        self._seconds = settings.body_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdigit() and int(declared) > self._most:
+            raise self._too_large(f"{int(declared):,} bytes")
+        until = asyncio.get_running_loop().time() + self._seconds
+        counted = 0
+        complete = False
+
+        async def limited_receive() -> Message:
+            nonlocal counted, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError as error:
+                raise Problem(
+                    "request_timeout",
+                    f"The body did not arrive within {self._seconds:g} seconds; {counted:,} bytes came.",
+                ) from error
+            counted += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if counted > self._most:
+                raise self._too_large(f"more than {self._most:,} bytes")
+            return message
+
+        await self._app(scope, limited_receive, send)
+
+    def _too_large(self, size: str) -> Problem:
+        return Problem("body_too_large", f"The body has {size}; at most {self._most:,} bytes are taken.")
+
+
+def note_problem(scope: Scope, problem: Problem) -> None:
+    """Leave the problem's code for the log line and the metric of rejected requests."""
+    scope["state"]["problem"] = problem.code
+
+
+def _server_timing(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{stage};dur={seconds[stage] * 1000:.2f}" for stage in STAGES if stage in seconds)

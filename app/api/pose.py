@@ -1,0 +1,152 @@
+"""POST /v1/pose: parse → pipeline → render."""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api.bodies import PICTURE_TYPES, PictureIn, PoseRequest, read_pose_request
+from app.api.formats import coco_data_set, coco_results
+from app.api.problems import Problem
+from app.api.schemas import DataSetOut, JsonBody, Options, ProblemOut, ResultOut
+from app.inference.pipeline import Outcome, Pipeline, PoseTask
+from app.settings import Settings
+from app.vision.drawing import draw_people, encode
+
+router = APIRouter()
+
+_JSON = "application/json"
+_DRAWN = {"image/jpeg": ".jpg", "image/png": ".png"}
+
+
+def _openapi() -> dict[str, Any]:
+    """The bodies and options, which are parsed in bodies.py and so unknown to FastAPI."""
+    options = Options.model_json_schema()["properties"]
+    boxes = {
+        "type": "string",
+        "description": "The people: x,y,w,h joined by ; or repeated.",
+        "examples": ["120,40,180,380"],
+    }
+    form: dict[str, Any] = {
+        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+        "boxes": {"type": "string"},
+    }
+    content: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in PICTURE_TYPES}
+    content["multipart/form-data"] = {"schema": {"type": "object", "required": ["image"], "properties": {**form, **options}}}
+    content[_JSON] = {"schema": JsonBody.model_json_schema(ref_template="#/components/schemas/{model}")}
+    content[_JSON]["schema"]["properties"]["images"]["items"] = content[_JSON]["schema"].pop("$defs")["JsonImage"]
+    parameters = [
+        {"in": "query", "name": name, "schema": schema, "description": schema.get("description", "")}
+        for name, schema in {"boxes": boxes, **options}.items()
+    ]
+    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
+
+
+@router.post(
+    "/v1/pose",
+    summary="Pictures in, people out",
+    responses={
+        200: {"model": DataSetOut | list[ResultOut], "content": {kind: {} for kind in _DRAWN}},
+        "4XX": {"model": ProblemOut, "description": "A problem of the request (application/problem+json)"},
+        "5XX": {"model": ProblemOut, "description": "A problem of the service (application/problem+json)"},
+    },
+    openapi_extra=_openapi(),
+    response_class=Response,
+)
+async def pose(request: Request) -> Response:
+    """Find the COCO keypoints of the people in one or more pictures."""
+    settings: Settings = request.app.state.settings
+    pipeline: Pipeline = request.app.state.pipeline
+    seconds: dict[str, float] = request.state.seconds
+    started = time.perf_counter()
+    answer_type = accepted_type(request.headers.get("accept", "*/*"))
+    deadline_from = asyncio.get_running_loop().time()
+    asked = await read_pose_request(request, settings)
+    seconds["read"] = time.perf_counter() - started
+    task = _task(asked, answer_type, deadline_from, settings)
+    outcome = await _unless_client_leaves(request, pipeline.estimate(task))
+    if outcome is None:
+        return Response(status_code=499)  # nobody is there to read it
+    seconds.update(outcome.seconds)
+    started = time.perf_counter()
+    body = await _rendered(asked, outcome, answer_type)
+    seconds["encode"] = time.perf_counter() - started
+    return Response(body, media_type=answer_type)
+
+
+def accepted_type(accept: str) -> str:
+    """The form of answer that an Accept header likes best: JSON, or a picture where that is asked for. Raises Problem."""
+    wishes: dict[str, float] = {}
+    for part in accept.split(","):
+        kind, *parameters = (field.strip().lower() for field in part.split(";"))
+        written = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            wishes[kind] = float(written)
+        except ValueError:
+            wishes[kind] = 0.0
+    best, best_quality = "", 0.0
+    for offered in (_JSON, *_DRAWN):
+        quality = next((wishes[k] for k in (offered, f"{offered.split('/')[0]}/*", "*/*") if k in wishes), 0.0)
+        if quality > best_quality:
+            best, best_quality = offered, quality
+    if not best:
+        raise Problem("not_acceptable", f"Accept is {accept[:200]!r}; the answer is {_JSON} or {' or '.join(_DRAWN)}.")
+    return best
+
+
+def _task(asked: PoseRequest, answer_type: str, received: float, settings: Settings) -> PoseTask:
+    boxes = [picture.boxes for picture in asked.pictures if picture.boxes is not None]
+    if len(boxes) < len(asked.pictures):
+        raise Problem(
+            "invalid_option",
+            "boxes is missing: this version finds nobody by itself; send the people's boxes (x,y,w,h).",
+        )
+    if answer_type in _DRAWN and len(asked.pictures) > 1:
+        raise Problem("not_acceptable", f"Accept asks for a picture, but the request holds {len(asked.pictures)}; send one.")
+    return PoseTask(
+        pictures=[picture.data for picture in asked.pictures],
+        boxes=boxes,
+        model=asked.options.model,
+        flip_test=asked.options.flip_test,
+        deadline=received + (asked.options.timeout_ms or settings.timeout_ms) / 1000,
+        keep_pixels=answer_type in _DRAWN,
+    )
+
+
+async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, Outcome]) -> Outcome | None:
+    """The outcome of the work, or None as soon as the client has closed the connection; the work is cancelled then."""
+
+    async def client_leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    job, watch = asyncio.ensure_future(work), asyncio.ensure_future(client_leaves())
+    try:
+        await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
+        return job.result() if job.done() else None
+    finally:
+        for task in (job, watch):
+            task.cancel()
+        await asyncio.gather(job, watch, return_exceptions=True)
+
+
+async def _rendered(asked: PoseRequest, outcome: Outcome, answer_type: str) -> bytes:
+    model = outcome.model.description
+    given = asked.options.keypoint_threshold
+    threshold = model.keypoints.threshold if given is None else given
+    if answer_type in _DRAWN:
+        return await asyncio.to_thread(_drawn, outcome, threshold, _DRAWN[answer_type])
+    pictures: Sequence[PictureIn] = asked.pictures
+    if asked.options.format == "results":
+        return coco_results(pictures, outcome.people)
+    return coco_data_set(pictures, outcome.people, model, threshold)
+
+
+def _drawn(outcome: Outcome, threshold: float, extension: str) -> bytes:
+    found, joints = outcome.people[0], outcome.model.description.keypoints
+    pixels = found.pixels if found.pixels is not None else np.zeros((found.height, found.width, 3), np.uint8)
+    return encode(draw_people(pixels, found.keypoints, joints.skeleton, joints.names, threshold), extension)

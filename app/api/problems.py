@@ -1,0 +1,130 @@
+"""Every problem that a client can meet, in one table, and exceptions → application/problem+json (RFC 9457)."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from app.inference import pipeline, scheduler
+from app.vision import box, image
+
+log = logging.getLogger(__name__)
+
+# code → status, title
+PROBLEMS: dict[str, tuple[int, str]] = {
+    "malformed_body": (400, "The body cannot be read"),
+    "unauthorized": (401, "A valid API key is needed"),
+    "not_found": (404, "There is no such page"),
+    "model_not_found": (404, "There is no such model"),
+    "method_not_allowed": (405, "The page does not take this method"),
+    "not_acceptable": (406, "The answer cannot be given in an accepted form"),
+    "request_timeout": (408, "The body did not arrive in time"),
+    "body_too_large": (413, "The body is too large"),
+    "image_too_large": (413, "A picture has too many pixels"),
+    "too_many_images": (413, "The request holds too many pictures"),
+    "too_many_boxes": (413, "The request holds too many boxes"),
+    "unsupported_media_type": (415, "The body is of none of the accepted kinds"),
+    "invalid_image": (422, "A picture cannot be read"),
+    "invalid_box": (422, "A box shows nobody"),
+    "invalid_option": (422, "An option is unknown or out of range"),
+    "queue_full": (429, "The queue is full"),
+    "internal_error": (500, "The service failed"),
+    "not_ready": (503, "The service is not ready"),
+    "shutting_down": (503, "The service is shutting down"),
+    "deadline_exceeded": (504, "The deadline passed before the answer"),
+}
+
+Location = Sequence[str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with one field, and where it is."""
+
+    loc: Location
+    msg: str
+
+
+class Problem(Exception):
+    """A problem of the table. `detail` names the field, the limit and the value."""
+
+    def __init__(self, code: str, detail: str, errors: Sequence[FieldError] = (), retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.errors = errors
+        self.retry_after = retry_after
+
+    @property
+    def status(self) -> int:
+        return PROBLEMS[self.code][0]
+
+
+def at(code: str, loc: Location, message: str) -> Problem:
+    """The problem of one field: its place and the message make the detail."""
+    return Problem(code, f"{'.'.join(map(str, loc))} {message}.", (FieldError(loc, message),))
+
+
+def problem_of(error: Exception) -> Problem:  # noqa: C901 - one line a case
+    """The problem that an exception of any layer means to the client; internal_error for what nobody foresaw."""
+    match error:
+        case Problem():
+            return error
+        case pipeline.PictureError():
+            return _picture_problem(error)
+        case pipeline.ModelNotFound():
+            return Problem("model_not_found", str(error))
+        case pipeline.NotReady():
+            return Problem("not_ready", str(error), retry_after=1)
+        case scheduler.QueueFull():
+            return Problem("queue_full", str(error), retry_after=error.retry_after)
+        case scheduler.TooManyCrops():
+            return Problem("too_many_boxes", str(error))
+        case scheduler.LaneLost():
+            return Problem("not_ready", str(error), retry_after=1)
+        case TimeoutError():
+            return Problem("deadline_exceeded", "The deadline of the request (timeout_ms) passed; its work was dropped.")
+        case ClientDisconnect():
+            return Problem("malformed_body", "The connection closed before the body was complete.")
+        case HTTPException(status_code=404):
+            return Problem("not_found", "There is no page at this path.")
+        case HTTPException(status_code=405):
+            return Problem("method_not_allowed", "This page does not take this method.")
+        case _:
+            return Problem("internal_error", "A defect of the service; its log holds the cause under the request id.")
+
+
+def _picture_problem(error: pipeline.PictureError) -> Problem:
+    cause = error.__cause__
+    match cause:
+        case box.InvalidBox():
+            return at("invalid_box", ("images", error.picture, "boxes", cause.index), str(cause))
+        case image.ImageTooLarge():
+            return at("image_too_large", ("images", error.picture), str(cause))
+        case _:
+            return at("invalid_image", ("images", error.picture), str(cause))
+
+
+def render(problem: Problem, request_id: str) -> Response:
+    """The answer that tells a client of a problem."""
+    status, title = PROBLEMS[problem.code]
+    content: dict[str, Any] = {
+        "type": f"/problems/{problem.code}",
+        "title": title,
+        "status": status,
+        "detail": problem.detail,
+        "request_id": request_id,
+    }
+    if problem.errors:
+        content["errors"] = [{"loc": list(error.loc), "msg": error.msg} for error in problem.errors]
+    headers = {}
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(problem.retry_after)
+    if problem.code == "unauthorized":
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(orjson.dumps(content), status, headers, "application/problem+json")

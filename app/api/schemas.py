@@ -1,0 +1,148 @@
+"""What goes in and comes out, as pydantic models: the options and JSON bodies are parsed by them, the answers described."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+_BOXES_SCHEMA = {
+    "type": "array",
+    "items": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4},
+    "description": "The people's boxes, [x, y, width, height] in pixels of the upright picture.",
+}
+# Boxes are checked in bodies.py, which tells a bad box from a bad option and counts before it converts.
+Boxes = Annotated[Any, WithJsonSchema(_BOXES_SCHEMA)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Options(BaseModel):
+    """The options of POST /v1/pose, the same in a query, a form and JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str | None = Field(None, description="A pose model from /v1/models, name or name/version.", max_length=128)
+    format: Literal["coco", "results"] = Field(
+        "coco", description="coco: a COCO keypoint data set. results: a list that COCO.loadRes takes."
+    )
+    keypoint_threshold: Share | None = Field(
+        None, description="Score from which a keypoint is called visible (v = 2) in coco. Default: the model's."
+    )
+    detection_threshold: Share | None = Field(None, description="Least score of a found person. Default: the detector's.")
+    max_people: int | None = Field(None, ge=1, description="Found people a picture, best first. Default 50.")
+    flip_test: bool = Field(False, description="Average with the mirrored crop: twice the work, a little better.")
+    timeout_ms: int | None = Field(None, ge=1, description="Deadline of this request in milliseconds.")
+
+
+class JsonImage(BaseModel):
+    """A picture of a JSON body."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str = Field(description="The picture file in base64, with or without a data:image/…;base64, prefix.")
+    id: int | None = Field(None, ge=0, lt=2**53, description="The picture's id in the answer. Default: its place.")
+    file_name: str | None = Field(None, max_length=1024, description="Given back in the answer.")
+    boxes: Boxes | None = None
+
+
+class JsonBody(Options):
+    """A JSON body of POST /v1/pose."""
+
+    images: list[JsonImage] = Field(min_length=1, description="The pictures.")
+
+
+class ImageOut(BaseModel):
+    """A picture of the answer: the size of the upright picture."""
+
+    id: int
+    width: int
+    height: int
+    file_name: str | None
+
+
+class CategoryOut(BaseModel):
+    """The one category: person, its joints, and the pairs (counted from 1) that a skeleton joins."""
+
+    id: Literal[1]
+    name: Literal["person"]
+    keypoints: list[str]
+    skeleton: list[tuple[int, int]]
+
+
+class AnnotationOut(BaseModel):
+    """One person of the coco format."""
+
+    id: int
+    image_id: int
+    category_id: Literal[1]
+    bbox: tuple[float, float, float, float]
+    area: float
+    iscrowd: Literal[0]
+    num_keypoints: int
+    keypoints: list[float] = Field(description="x, y, v of each joint; v is 2 at or over the threshold, else 0.")
+    keypoint_scores: list[float]
+    keypoint_errors: list[float] | None = Field(description="Expected error in pixels; null without calibration.")
+    score: float
+    bbox_score: float
+
+
+class InfoOut(BaseModel):
+    """Which model and service answered."""
+
+    description: str
+    model: str
+    model_version: str
+    service_version: str
+
+
+class DataSetOut(BaseModel):
+    """The coco format: a COCO keypoint data set."""
+
+    info: InfoOut
+    images: list[ImageOut]
+    categories: list[CategoryOut]
+    annotations: list[AnnotationOut]
+
+
+class ResultOut(BaseModel):
+    """One person of the results format."""
+
+    image_id: int
+    category_id: Literal[1]
+    keypoints: list[float] = Field(description="x, y, score of each joint.")
+    score: float
+    bbox: tuple[float, float, float, float]
+
+
+class ModelOut(BaseModel):
+    """A model of the store."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    name: str
+    version: str
+    network: str
+    precision: str
+    sha256: str
+    default: bool
+    input_width: int
+    input_height: int
+    keypoints: list[str]
+    skeleton: list[tuple[int, int]]
+    keypoint_threshold: float
+    accuracy: dict[str, dict[str, float]]
+
+
+class ModelsOut(BaseModel):
+    """All models of the store."""
+
+    models: list[ModelOut]
+
+
+class ProblemOut(BaseModel):
+    """A problem (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[dict[str, Any]] | None = None

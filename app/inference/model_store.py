@@ -1,0 +1,119 @@
+"""The model store: `<store>/<name>/<version>/` with model.onnx, and model.toml, which says all that a server needs of it."""
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Version = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+
+class ModelError(Exception):
+    """A model file is missing, damaged or not what model.toml says; the message names the file and what is wrong."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputTable(_Table):
+    """The crops that the graph takes: uint8 [N, height, width, 3]. Normalisation is part of the graph; recorded here."""
+
+    width: Annotated[int, Field(ge=16, le=2048)]
+    height: Annotated[int, Field(ge=16, le=2048)]
+    channel_order: Literal["BGR", "RGB"]
+    mean: tuple[float, float, float]  # of value / 255, in channel order
+    std: tuple[float, float, float]
+
+
+class HeatmapTable(_Table):
+    """The maps that the graph gives, float32 [N, K, height, width], and how they are decoded."""
+
+    width: Annotated[int, Field(ge=4)]
+    height: Annotated[int, Field(ge=4)]
+    beta: Annotated[float, Field(gt=0)]
+    quarter_shift: bool
+
+
+class KeypointTable(_Table):
+    """The joints, their COCO skeleton (pairs counted from 1), their mirror images and the default threshold."""
+
+    names: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...]
+    mirror: tuple[int, ...]
+    threshold: Annotated[float, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "KeypointTable":
+        if sorted(self.mirror) != list(range(len(self.names))):
+            raise ValueError("mirror must name each joint once")
+        if any(not 1 <= joint <= len(self.names) for pair in self.skeleton for joint in pair):
+            raise ValueError("skeleton names a joint that there is not")
+        return self
+
+
+class ModelDescription(_Table):
+    """The content of model.toml."""
+
+    name: Name
+    version: Version
+    network: str
+    precision: Literal["float32", "int8", "bfloat16", "float16"]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of model.onnx
+    input: InputTable
+    heatmap: HeatmapTable
+    keypoints: KeypointTable
+    accuracy: dict[str, dict[str, float]] = {}  # data set → measure → value, as the card has them
+
+    @property
+    def id(self) -> str:
+        """name/version."""
+        return f"{self.name}/{self.version}"
+
+    @property
+    def mirror(self) -> npt.NDArray[np.intp]:
+        """For each joint [K] the joint that it becomes in a mirror."""
+        return np.asarray(self.keypoints.mirror, np.intp)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A verified model: what model.toml says, and the bytes of model.onnx that match its sha256."""
+
+    description: ModelDescription
+    onnx: bytes
+
+
+def stored_models(store: Path) -> Iterator[tuple[str, str, Path]]:
+    """Name, version and folder of every model in the store, by name and ascending version."""
+    folders = [path.parent for path in store.glob("*/*/model.toml") if re.fullmatch(r"[0-9]{1,9}", path.parent.name)]
+    for folder in sorted(folders, key=lambda path: (path.parent.name, int(path.name))):
+        yield folder.parent.name, folder.name, folder
+
+
+def load_model(folder: Path) -> StoredModel:
+    """Read and verify one model. Raises ModelError that names the file and the fault."""
+    where = f"{folder.parent.name}/{folder.name}"
+    try:
+        text = (folder / "model.toml").read_text()
+        onnx = (folder / "model.onnx").read_bytes()
+    except OSError as error:
+        raise ModelError(f"model {where}: {Path(error.filename or '').name} cannot be read ({error.strerror})") from error
+    try:
+        description = ModelDescription.model_validate(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise ModelError(f"model {where}: model.toml is not valid: {error}") from error
+    if description.id != where:
+        raise ModelError(f"model {where}: model.toml calls itself {description.id}")
+    found = hashlib.sha256(onnx).hexdigest()
+    if found != description.sha256:
+        raise ModelError(f"model {where}: model.onnx has sha256 {found[:12]}…, model.toml says {description.sha256[:12]}…")
+    return StoredModel(description, onnx)

@@ -1,0 +1,116 @@
+"""The pose network: a picture and boxes in, keypoints in the picture's pixels out."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from app.inference.model_store import ModelDescription, ModelError, load_model
+from app.inference.scheduler import BatchResult, Network
+from app.inference.session import open_session
+from app.vision import box, crop, heatmap
+
+Float32 = npt.NDArray[np.float32]
+UInt8 = npt.NDArray[np.uint8]
+
+_SCORED = 0.2  # joints at or below it do not count in a person's score (the reference's IN_VIS_THRE)
+
+
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """People cut out of a picture: pixels [N, h, w, 3] as the network takes them, and the areas they show [N, 2]."""
+
+    pixels: UInt8
+    centres: Float32
+    sizes: Float32
+
+
+class PoseModel:
+    """One pose model of the store with its session; `plain` and `with_flip_test` are what lanes run of it."""
+
+    def __init__(self, description: ModelDescription, session: onnxruntime.InferenceSession) -> None:
+        self.description = description
+        self.plain = Network(description.id, self._run)
+        self.with_flip_test = Network(description.id, self._run_with_flip_test)
+        self._session = session
+
+    @classmethod
+    def load(cls, folder: Path) -> "PoseModel":
+        """Open the model in `folder` and check that it takes crops and gives heatmaps as model.toml says.
+
+        Raises ModelError that names the model and the fault.
+        """
+        stored = load_model(folder)
+        description = stored.description
+        try:
+            session = open_session(stored.onnx)
+        except Exception as error:  # onnxruntime's errors share no class of their own
+            raise ModelError(f"model {description.id}: model.onnx is not a graph that ONNX Runtime opens") from error
+        expected_input = [description.input.height, description.input.width, 3]
+        expected_output = [len(description.keypoints.names), description.heatmap.height, description.heatmap.width]
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        if (
+            len(inputs) != 1
+            or len(outputs) != 1
+            or inputs[0].type != "tensor(uint8)"
+            or inputs[0].shape[1:] != expected_input
+            or outputs[0].shape[1:] != expected_output
+        ):
+            raise ModelError(
+                f"model {description.id}: model.onnx must take uint8 [N, {', '.join(map(str, expected_input))}] and "
+                f"give [N, {', '.join(map(str, expected_output))}] as model.toml says"
+            )
+        return cls(description, session)
+
+    def cut(self, picture: UInt8, boxes: npt.NDArray[np.float64]) -> Crops:
+        """Crops of picture [H, W, 3] (BGR) at boxes [N, 4] (x, y, width, height)."""
+        shape = self.description.input
+        centres, sizes = box.centres_and_sizes(boxes, shape.width / shape.height)
+        affines = box.crop_affines(centres, sizes, shape.width, shape.height)
+        pixels = np.empty((len(affines), shape.height, shape.width, 3), np.uint8)
+        if shape.channel_order == "RGB":
+            picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+        crop.cut_crops(picture, affines, pixels)
+        return Crops(pixels, centres, sizes)
+
+    def to_picture(self, keypoints: Float32, crops: Crops) -> npt.NDArray[np.float64]:
+        """Keypoints [N, K, 3] in heatmap cells → the same with x, y in the picture's pixels."""
+        shape = self.description.heatmap
+        places = box.to_picture(keypoints[..., :2], crops.centres, crops.sizes, shape.width, shape.height)
+        return np.concatenate([places, keypoints[..., 2:]], axis=2)
+
+    def _run(self, crops: UInt8) -> BatchResult:
+        """Crops [N, h, w, 3] → keypoints [N, K, 3]: x, y in heatmap cells, score."""
+        started = time.perf_counter()
+        heatmaps = self._heatmaps(crops)
+        return self._decoded(heatmaps, started)
+
+    def _run_with_flip_test(self, crops: UInt8) -> BatchResult:
+        """As `_run`, from the mean of the heatmaps of the crops and of the mirrored crops."""
+        started = time.perf_counter()
+        both = self._heatmaps(np.concatenate([crops, crops[:, :, ::-1]]))
+        heatmaps = heatmap.average_with_mirrored(both[: len(crops)], both[len(crops) :], self.description.mirror)
+        return self._decoded(heatmaps, started)
+
+    def _heatmaps(self, crops: UInt8) -> Float32:
+        name = self._session.get_inputs()[0].name
+        heatmaps: Float32 = self._session.run(None, {name: crops})[0]
+        return heatmaps
+
+    def _decoded(self, heatmaps: Float32, started: float) -> BatchResult:
+        inferred = time.perf_counter()
+        shape = self.description.heatmap
+        keypoints = heatmap.decode(heatmaps, shape.beta, shape.quarter_shift)
+        return BatchResult(keypoints, inferred - started, time.perf_counter() - inferred)
+
+
+def person_scores(keypoints: npt.NDArray[np.float64], box_scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Scores [N] of people: the mean over keypoints [N, K, 3] scored above 0.2, times the box's (lib/dataset/coco.py)."""
+    scores = keypoints[..., 2]
+    counted = scores > _SCORED
+    mean = (scores * counted).sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
+    return np.asarray(mean * box_scores)

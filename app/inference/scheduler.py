@@ -1,0 +1,310 @@
+"""The queue: crops of many requests → batches → results.
+
+The event loop alone owns the queue; a lane is one thread that is handed a batch the moment it is free, and no batch waits to
+be filled. Members whose client is gone or whose deadline has passed are dropped when a batch is formed.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from app.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_TEND_SECONDS = 0.25  # between two looks at the lanes
+_STALLED_TIMES = 50  # a lane that runs this many times its usual time a crop …
+_STALLED_SECONDS = 5.0  # … and at least so long, stands still
+
+
+class QueueFull(Exception):
+    """The queue has no room for a request's crops; `retry_after` is the seconds until it should."""
+
+    def __init__(self, crops: int, limit: int, retry_after: int) -> None:
+        super().__init__(f"The queue holds at most {limit} crops and has no room for the {crops} of this request.")
+        self.retry_after = retry_after
+
+
+class TooManyCrops(Exception):
+    """A request with more crops than the queue can ever hold."""
+
+
+class LaneLost(Exception):
+    """The lane that ran a batch died or stood still."""
+
+
+class BatchFailed(Exception):
+    """The network raised an error on a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What a network makes of a batch: values [N, …], and the seconds spent in the network and on its keypoints."""
+
+    values: npt.NDArray[np.float32]
+    infer_seconds: float
+    keypoint_seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Network:
+    """Something that lanes run: `run` takes a batch [N, …] on any thread. Only crops for one network share a batch."""
+
+    name: str
+    run: Callable[[npt.NDArray[np.uint8]], BatchResult]
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """The crops of one request for one network, and what has become of them."""
+
+    network: Network
+    crops: npt.NDArray[np.uint8]
+    deadline: float  # on the event loop's clock
+    enqueued: float
+    answer: asyncio.Future[None]
+    results: list[npt.NDArray[np.float32] | None]
+    next: int = 0  # the first crop that no batch has taken
+    left: int = 0  # crops without a result
+    queue_seconds: float = 0.0  # until the first crop was taken
+    infer_seconds: float = 0.0  # summed over the batches that held crops of this ticket
+    keypoint_seconds: float = 0.0
+
+    @property
+    def waiting(self) -> int:
+        return len(self.crops) - self.next
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """One thread and the batch it runs."""
+
+    number: int
+    thread: ThreadPoolExecutor
+    members: list[tuple[Ticket, int]] = field(default_factory=list)
+    started: float = 0.0
+    task: asyncio.Task[None] | None = None
+    lost: bool = False
+
+
+class Scheduler:
+    """Shares `lanes` threads among all requests; at most `queue_crops` crops are admitted at once."""
+
+    def __init__(self, lanes: int, queue_crops: int, max_batch_crops: int, metrics: Metrics) -> None:
+        self.queue_crops = queue_crops
+        self.max_batch_crops = max_batch_crops
+        self.admitted = 0
+        self._metrics = metrics
+        self._count = lanes
+        self._lanes: list[_Lane] = []
+        self._tickets: deque[Ticket] = deque()
+        self._tender: asyncio.Task[None] | None = None
+        self._seconds_per_crop = 0.05  # of one lane; measured from the first batch on
+        self._started_lanes = 0
+
+    @property
+    def seconds_per_crop(self) -> float:
+        """Seconds that one lane takes for a crop, as lately measured."""
+        return self._seconds_per_crop
+
+    @property
+    def waiting(self) -> int:
+        """Crops that no lane has taken yet."""
+        return sum(ticket.waiting for ticket in self._tickets)
+
+    @property
+    def ready(self) -> bool:
+        """Whether lanes are there to take work."""
+        return self._tender is not None and not self._tender.done()
+
+    def start(self) -> None:
+        """Open the lanes. Call it on the event loop that will submit."""
+        self._lanes = [self._new_lane() for _ in range(self._count)]
+        self._tender = asyncio.create_task(self._tend())
+
+    async def stop(self) -> None:
+        """Close the lanes; whatever still waits is answered with LaneLost."""
+        if self._tender is not None:
+            self._tender.cancel()
+            await asyncio.gather(self._tender, return_exceptions=True)
+        while self._tickets:
+            _fail(self._tickets.popleft(), LaneLost("The service is stopping."))
+        await asyncio.gather(*(lane.task for lane in self._lanes if lane.task), return_exceptions=True)
+        for lane in self._lanes:
+            lane.thread.shutdown(wait=False)
+
+    @contextmanager
+    def admit(self, crops: int) -> Iterator[None]:
+        """Hold room in the queue for a request's crops until it is answered. Raises QueueFull or TooManyCrops at once."""
+        if crops > self.queue_crops:
+            raise TooManyCrops(f"The request holds {crops} crops; the queue takes at most {self.queue_crops}.")
+        if self.admitted + crops > self.queue_crops:
+            excess = self.admitted + crops - self.queue_crops
+            seconds = excess * self._seconds_per_crop / max(1, len(self._lanes))
+            raise QueueFull(crops, self.queue_crops, max(1, math.ceil(seconds)))
+        self.admitted += crops
+        try:
+            yield
+        finally:
+            self.admitted -= crops
+
+    async def run(self, network: Network, crops: npt.NDArray[np.uint8], deadline: float) -> Ticket:
+        """Run a network on crops [N, …] and give the finished ticket, whose results are in order.
+
+        Raises TimeoutError past the deadline, BatchFailed or LaneLost where a batch fails. If the caller is cancelled, the
+        crops that wait are dropped.
+        """
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(network, crops, deadline, loop.time(), loop.create_future(), [None] * len(crops), left=len(crops))
+        if len(crops) == 0:
+            return ticket
+        self._tickets.append(ticket)
+        self._fill_lanes()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await ticket.answer
+        except (TimeoutError, asyncio.CancelledError) as error:
+            self._drop(ticket, "deadline" if isinstance(error, TimeoutError) else "disconnect")
+            raise
+        return ticket
+
+    def _fill_lanes(self) -> None:
+        for lane in self._lanes:
+            if lane.task is None and not lane.lost:
+                members = self._next_batch()
+                if not members:
+                    break
+                lane.members, lane.started = members, time.monotonic()
+                lane.task = asyncio.create_task(self._run_batch(lane))
+        self._metrics.queue_crops.set(self.waiting)
+
+    def _next_batch(self) -> list[tuple[Ticket, int]]:
+        """The crops for a free lane: one of each waiting request in turn, so that none waits behind a large one."""
+        now = asyncio.get_running_loop().time()
+        for ticket in [ticket for ticket in self._tickets if ticket.deadline <= now]:
+            self._drop(ticket, "deadline")
+        self._tickets = deque(ticket for ticket in self._tickets if ticket.waiting)  # others failed with a batch
+        if not self._tickets:
+            return []
+        network = self._tickets[0].network
+        waiting = sum(ticket.waiting for ticket in self._tickets if ticket.network is network)
+        size = min(self.max_batch_crops, math.ceil(waiting / len(self._lanes)))
+        members: list[tuple[Ticket, int]] = []
+        others: deque[Ticket] = deque()
+        while self._tickets and len(members) < size:
+            ticket = self._tickets.popleft()
+            if ticket.network is not network:
+                others.append(ticket)
+                continue
+            if ticket.next == 0:
+                ticket.queue_seconds = now - ticket.enqueued
+            self._metrics.queue_wait.observe(now - ticket.enqueued)
+            members.append((ticket, ticket.next))
+            ticket.next += 1
+            if ticket.waiting:
+                self._tickets.append(ticket)
+        self._tickets.extendleft(reversed(others))
+        return members
+
+    async def _run_batch(self, lane: _Lane) -> None:
+        """Run a lane's batch on its thread, answer its members, and hand the lane its next batch."""
+        members, network = lane.members, lane.members[0][0].network
+        batch = np.stack([ticket.crops[index] for ticket, index in members])
+        self._metrics.workers_busy.inc()
+        loop = asyncio.get_running_loop()
+        try:
+            outcome = await loop.run_in_executor(lane.thread, _guarded, network, batch)
+        except Exception as error:  # noqa: BLE001 - the thread itself is gone
+            outcome = error
+        finally:
+            self._metrics.workers_busy.dec()
+        if lane.lost:  # stood still, was replaced, and its members have been answered
+            lane.thread.shutdown(wait=False)
+            return
+        took = time.monotonic() - lane.started
+        lane.members, lane.task = [], None
+        if isinstance(outcome, BatchResult):
+            self._seconds_per_crop += 0.1 * (took / len(members) - self._seconds_per_crop)
+            self._deliver(members, outcome)
+        elif isinstance(outcome, Exception):
+            log.error("a batch failed", exc_info=outcome, extra={"network": network.name, "crops": len(members)})
+            _fail_all(members, BatchFailed("The network failed on a batch."))
+        else:
+            self._replace(lane, members, f"lane {lane.number} died of {type(outcome).__name__}")
+        self._fill_lanes()
+
+    def _deliver(self, members: list[tuple[Ticket, int]], result: BatchResult) -> None:
+        name = members[0][0].network.name
+        self._metrics.crops.labels(name).inc(len(members))
+        self._metrics.batch_crops.labels(name).observe(len(members))
+        for ticket in {id(ticket): ticket for ticket, _ in members}.values():
+            ticket.infer_seconds += result.infer_seconds
+            ticket.keypoint_seconds += result.keypoint_seconds
+        for (ticket, index), values in zip(members, result.values, strict=True):
+            ticket.results[index] = values
+            ticket.left -= 1
+            if ticket.left == 0 and not ticket.answer.done():
+                ticket.answer.set_result(None)
+
+    def _drop(self, ticket: Ticket, reason: str) -> None:
+        """Forget the crops of a ticket that no batch has taken."""
+        if ticket in self._tickets:
+            self._tickets.remove(ticket)
+            self._metrics.dropped_crops.labels(reason).inc(ticket.waiting)
+            self._metrics.queue_crops.set(self.waiting)
+        _fail(ticket, TimeoutError())
+
+    async def _tend(self) -> None:
+        """Replace lanes that stand still, now and then."""
+        while True:
+            await asyncio.sleep(_TEND_SECONDS)
+            for lane in list(self._lanes):
+                if lane.task is None:
+                    continue
+                limit = max(_STALLED_SECONDS, _STALLED_TIMES * self._seconds_per_crop * len(lane.members))
+                if time.monotonic() - lane.started > limit:
+                    self._replace(lane, lane.members, f"lane {lane.number} has stood still for {limit:.1f} s")
+                    self._fill_lanes()
+
+    def _replace(self, lane: _Lane, members: list[tuple[Ticket, int]], why: str) -> None:
+        """Answer a lost lane's members and open another lane in its place."""
+        log.error("%s; another takes its place", why)
+        self._metrics.lanes_replaced.inc()
+        lane.lost = True
+        self._lanes[self._lanes.index(lane)] = self._new_lane()
+        _fail_all(members, LaneLost("The lane that ran this request's crops was lost."))
+
+    def _new_lane(self) -> _Lane:
+        self._started_lanes += 1
+        number = self._started_lanes
+        return _Lane(number, ThreadPoolExecutor(1, f"lane-{number}"))
+
+
+def _guarded(network: Network, batch: npt.NDArray[np.uint8]) -> BatchResult | BaseException:
+    """Run the network; whatever it raises comes back as a value, so that no SystemExit reaches the event loop."""
+    try:
+        return network.run(batch)
+    except BaseException as error:  # noqa: BLE001
+        return error
+
+
+def _fail_all(members: list[tuple[Ticket, int]], error: Exception) -> None:
+    for ticket, _ in members:
+        _fail(ticket, error)
+
+
+def _fail(ticket: Ticket, error: Exception) -> None:
+    """Answer a ticket with an error; its crops that wait are skipped, and its caller may be gone."""
+    ticket.next = len(ticket.crops)
+    if not ticket.answer.done():
+        ticket.answer.set_exception(error)
+        ticket.answer.exception()  # mark it as seen: the caller may have left

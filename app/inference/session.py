@@ -1,0 +1,53 @@
+"""ONNX Runtime sessions, and the one thread rule: the cores are counted once, and each lane runs on one thread.
+
+ONNX Runtime, OpenCV and BLAS would each open a pool as large as the host; here none of them opens any.
+"""
+
+import logging
+import math
+import os
+from pathlib import Path
+
+import cv2
+import onnxruntime
+
+log = logging.getLogger(__name__)
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cores(cgroup: Path = _CGROUP) -> int:
+    """Cores that this process may use: the fewer of its CPU affinity and its cgroup's quota (v2 or v1), at least 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    """The cgroup's CPU quota in cores; None where there is none."""
+    try:
+        limit, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            limit = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if limit in ("max", "-1"):
+        return None
+    return int(limit) / int(period)
+
+
+def take_one_thread_each() -> None:
+    """Keep OpenCV from opening a thread pool of its own."""
+    cv2.setNumThreads(1)
+
+
+def open_session(onnx: bytes) -> onnxruntime.InferenceSession:
+    """A session on the CPU that runs each call on the calling thread alone; `run` may be called by several threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])

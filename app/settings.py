@@ -1,0 +1,54 @@
+"""Every setting of the service: environment variable POSE_<NAME>, its unit, its default and why."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_MODEL_STORE = Path(__file__).parent.parent / "model_store"
+
+
+class Settings(BaseSettings):
+    """The settings, read from the environment; the descriptions are the documentation (README.md lists them)."""
+
+    model_config = SettingsConfigDict(env_prefix="POSE_", extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Only this machine, until you say otherwise.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    model_store: Path = Field(_MODEL_STORE, description="Folder of the models, <name>/<version>/model.onnx.")
+    default_model: str = Field("lpn50", description="The model of requests that name none: name or name/version.")
+    max_body_bytes: int = Field(
+        32 * 2**20, ge=1024, description="Bytes of a request's body, counted on the wire. Two large camera photos."
+    )
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, description="Pixels of a picture, read from its header before decoding. 150 MB once decoded."
+    )
+    max_images: int = Field(16, ge=1, description="Pictures in a request.")
+    max_boxes: int = Field(100, ge=1, description="Boxes for a picture. More people than a photo shows at a useful size.")
+    queue_crops: int = Field(
+        400, ge=1, description="Crops that may wait or run at once, over all requests. About ten seconds of two cores."
+    )
+    timeout_ms: int = Field(10_000, ge=1, description="Deadline in milliseconds of a request that names none.")
+    max_timeout_ms: int = Field(60_000, ge=1, description="Longest deadline in milliseconds that a request may name.")
+    body_timeout_s: float = Field(15, gt=0, description="Seconds for a body to arrive. 32 MiB at 20 Mbit/s.")
+    drain_s: int = Field(20, ge=0, description="Seconds that a stopping service gives accepted requests to end.")
+    max_batch_crops: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Crops in one call of the network. Larger batches are no faster on a CPU, and less fair.",
+    )
+    lanes: int = Field(0, ge=0, description="Threads that run networks; 0: one a core of the quota and affinity.")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Keys that clients must send one of, separated by commas. None: everybody may ask."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose pages may ask from a browser, separated by commas. None: no other origin."
+    )
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level of log lines.")
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

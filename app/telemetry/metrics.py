@@ -1,0 +1,69 @@
+"""Every metric of the service, in one table. Base units, few labels; the buckets resolve p50…p99 of a CPU service."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+STAGES = ("read", "decode", "detect", "crop", "queue", "infer", "keypoints", "encode", "total")
+
+# 1 ms to 10 s, each at most 1.6 times the one before.
+_SECONDS = (
+    0.001, 0.0016, 0.0025, 0.004, 0.0063, 0.01, 0.016, 0.025, 0.04, 0.063, 0.1, 0.16, 0.25, 0.4, 0.63, 1.0, 1.6, 2.5, 4.0,
+    6.3, 10.0,
+)  # fmt: skip
+_CROPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+_PEOPLE = (0, 1, 2, 3, 4, 6, 8, 12, 20, 50, 100)
+
+
+class Metrics:
+    """The service's metrics on a registry of their own, so that several services can live in one process (tests)."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "pose_http_requests", "HTTP requests answered.", ("route", "method", "status"), registry=registry
+        )
+        self.request_seconds = Histogram(
+            "pose_http_request_duration_seconds",
+            "Seconds from a request's head to the end of its answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge("pose_http_requests_in_flight", "HTTP requests being answered.", registry=registry)
+        self.stage_seconds = Histogram(
+            "pose_stage_duration_seconds",
+            "Seconds of a pose request in a stage; infer and keypoints are summed over the lanes that worked for it.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.images = Counter("pose_images", "Pictures answered.", registry=registry)
+        self.crops = Counter("pose_crops", "Crops that a network has run on.", ("model",), registry=registry)
+        self.batch_crops = Histogram(
+            "pose_batch_crops", "Crops in a call of a network.", ("model",), buckets=_CROPS, registry=registry
+        )
+        self.queue_crops = Gauge("pose_queue_crops", "Crops that wait for a lane.", registry=registry)
+        self.queue_wait = Histogram(
+            "pose_queue_wait_seconds", "Seconds that a crop waited for a lane.", buckets=_SECONDS, registry=registry
+        )
+        self.rejected = Counter("pose_rejected", "Requests refused, by problem code.", ("code",), registry=registry)
+        self.dropped_crops = Counter("pose_dropped_crops", "Crops dropped before they ran.", ("reason",), registry=registry)
+        self.people_per_image = Histogram(
+            "pose_people_per_image", "People in an answered picture.", buckets=_PEOPLE, registry=registry
+        )
+        self.workers_busy = Gauge("pose_inference_workers_busy", "Lanes that are running a network.", registry=registry)
+        self.lanes_replaced = Counter(
+            "pose_inference_workers_replaced", "Lanes that died or stood still and were replaced.", registry=registry
+        )
+        self.capacity = Gauge(
+            "pose_crops_per_second_capacity",
+            "Crops a second that all lanes together can run, measured at warm-up.",
+            ("model",),
+            registry=registry,
+        )
+        self.model_info = Gauge(
+            "pose_model_info",
+            "1 for each loaded model.",
+            ("model", "version", "precision", "sha256"),
+            registry=registry,
+        )

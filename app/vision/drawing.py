@@ -1,0 +1,57 @@
+"""Skeletons drawn on a picture, and the picture as a file."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+UInt8 = npt.NDArray[np.uint8]
+
+_LEFT, _RIGHT, _MIDDLE = (80, 200, 80), (60, 120, 255), (230, 180, 60)  # BGR
+
+
+def draw_people(
+    picture: UInt8,
+    keypoints: npt.NDArray[np.float64],
+    skeleton: Sequence[tuple[int, int]],
+    names: Sequence[str],
+    threshold: float,
+) -> UInt8:
+    """A copy of picture [H, W, 3] (BGR) with the joints of keypoints [N, K, 3] (x, y, score) at or over the threshold.
+
+    `skeleton` pairs joints, counted from 1. The person's left is green, the right orange.
+    """
+    drawn = picture.copy()
+    limit = 8 * max(picture.shape)  # OpenCV draws within 16-bit coordinates
+    for person in keypoints:
+        places = [(int(x), int(y)) for x, y in np.rint(np.clip(person[:, :2], -limit, limit))]
+        seen = person[:, 2] >= threshold
+        if not seen.any():
+            continue
+        extent = np.ptp(person[seen, :2], axis=0).max()
+        thickness = int(np.clip(extent / 100, 1, 12))
+        for first, second in skeleton:
+            if seen[first - 1] and seen[second - 1]:
+                colour = _colour(names[first - 1], names[second - 1])
+                cv2.line(drawn, places[first - 1], places[second - 1], colour, thickness, cv2.LINE_AA)
+        for joint in np.flatnonzero(seen).tolist():
+            cv2.circle(drawn, places[joint], thickness + 1, (255, 255, 255), cv2.FILLED, cv2.LINE_AA)
+            cv2.circle(drawn, places[joint], thickness + 1, _colour(names[joint], names[joint]), 1, cv2.LINE_AA)
+    return drawn
+
+
+def encode(picture: UInt8, extension: str) -> bytes:
+    """A picture as a file of the kind that `extension` names: .jpg or .png."""
+    written, data = cv2.imencode(extension, picture)
+    if not written:
+        raise ValueError(f"OpenCV did not write a {extension} file of {picture.shape}")
+    return data.tobytes()
+
+
+def _colour(first: str, second: str) -> tuple[int, int, int]:
+    if first.startswith("left") and second.startswith("left"):
+        return _LEFT
+    if first.startswith("right") and second.startswith("right"):
+        return _RIGHT
+    return _MIDDLE

@@ -1,0 +1,174 @@
+"""Picture files: what a header tells before any decoding, and bytes → upright BGR picture.
+
+OpenCV decodes and turns pictures upright. It is silent about files that end early, so the end is looked for here.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+UInt8 = npt.NDArray[np.uint8]
+
+FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
+_MAX_SIDE = 65_535
+
+
+class InvalidImage(Exception):
+    """The bytes are not a picture that can be read; the message says why."""
+
+
+class ImageTooLarge(Exception):
+    """The picture has more pixels than allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A picture's format and stored size in pixels (before any turn by EXIF)."""
+
+    format: str
+    width: int
+    height: int
+
+
+def read_header(data: bytes) -> Header:
+    """The header of a picture file. Raises InvalidImage for other bytes and for files that end early."""
+    if not data:
+        raise InvalidImage("is empty")
+    for magic, format_, measure in _READERS:
+        if data.startswith(magic) and (format_ != "WebP" or data[8:12] == b"WEBP"):
+            try:
+                width, height = measure(data)
+            except (struct.error, IndexError, ValueError) as error:
+                raise InvalidImage(f"is a {format_} file that ends early") from error
+            if width < 1 or height < 1:
+                raise InvalidImage(f"is a {format_} file of {width} × {height} pixels")
+            return Header(format_, width, height)
+    raise InvalidImage(f"is not a {FORMATS} file")
+
+
+def decode(data: bytes, max_pixels: int) -> UInt8:
+    """A picture file → its upright pixels [H, W, 3], 8-bit BGR; the first frame of an animation; alpha is left out.
+
+    Raises InvalidImage, and ImageTooLarge from the header alone.
+    """
+    header = read_header(data)
+    if header.width * header.height > max_pixels or max(header.width, header.height) > _MAX_SIDE:
+        raise ImageTooLarge(
+            f"has {header.width} × {header.height} = {header.width * header.height:,} pixels; at most {max_pixels:,} "
+            f"pixels and {_MAX_SIDE:,} a side are taken"
+        )
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        picture = None
+    if picture is None:
+        raise InvalidImage(f"is a damaged {header.format} file")
+    if picture.shape[0] * picture.shape[1] != header.width * header.height:
+        raise InvalidImage(f"is a {header.format} file whose header does not match its content")
+    return np.asarray(picture, np.uint8)
+
+
+def _measure_jpeg(data: bytes) -> tuple[int, int]:
+    """Width and height from the frame header, once the end-of-image marker is seen after the scan.
+
+    OpenCV paints what is missing of a truncated JPEG grey. Within a scan every 0xFF is followed by 0 or a restart number, so
+    the first FF D9 after it is the end.
+    """
+    size: tuple[int, int] | None = None
+    position = 2
+    while True:
+        position = data.index(b"\xff", position)
+        while data[position] == 0xFF:
+            position += 1
+        marker = data[position]
+        position += 1
+        if marker in (0x00, 0x01, *range(0xD0, 0xD9)):  # markers without a segment
+            continue
+        if marker == 0xD9:
+            raise InvalidImage("is a JPEG file without a picture")
+        (length,) = struct.unpack_from(">H", data, position)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, position + 3)
+            if size is not None and size != (width, height):
+                raise InvalidImage("is a JPEG file with two frame headers")
+            size = (width, height)
+        if marker == 0xDA:
+            if size is None:
+                raise InvalidImage("is a JPEG file without a frame header")
+            if data.find(b"\xff\xd9", position + length) < 0:
+                raise InvalidImage("is a JPEG file that ends early")
+            return size
+        position += length
+
+
+def _measure_png(data: bytes) -> tuple[int, int]:
+    """Width and height of the header chunk, once the chunks are there up to the last."""
+    width, height = struct.unpack_from(">II", data, 16)
+    position = 8
+    while True:
+        length, kind = struct.unpack_from(">I4s", data, position)
+        position += 12 + length
+        if position > len(data):
+            raise InvalidImage("is a PNG file that ends early")
+        if kind == b"IEND":
+            return int(width), int(height)
+
+
+def _measure_webp(data: bytes) -> tuple[int, int]:
+    (length,) = struct.unpack_from("<I", data, 4)
+    if length + 8 > len(data):
+        raise InvalidImage("is a WebP file that ends early")
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return _three_bytes(data, 24) + 1, _three_bytes(data, 27) + 1
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    raise InvalidImage("is a WebP file of an unknown kind")
+
+
+def _three_bytes(data: bytes, position: int) -> int:
+    return data[position] | data[position + 1] << 8 | data[position + 2] << 16
+
+
+def _measure_bmp(data: bytes) -> tuple[int, int]:
+    (start, header) = struct.unpack_from("<II", data, 10)
+    if header == 12:
+        width, height, _, depth = struct.unpack_from("<HHHH", data, 18)
+        packed = 0
+    else:
+        width, height, _, depth, packed = struct.unpack_from("<iiHHI", data, 18)
+    height = abs(height)  # negative: rows from the top
+    row = (width * depth + 31) // 32 * 4
+    if packed in (0, 3, 6) and start + row * height > len(data):
+        raise InvalidImage("is a BMP file that ends early")
+    return width, height
+
+
+def _measure_tiff(data: bytes) -> tuple[int, int]:
+    order = "<" if data[:2] == b"II" else ">"
+    (position,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, position)
+    size = {256: 0, 257: 0}
+    for entry in range(count):
+        tag, kind = struct.unpack_from(order + "HH", data, position + 2 + 12 * entry)
+        if tag in size:
+            (size[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, position + 10 + 12 * entry)
+    return size[256], size[257]
+
+
+_READERS: tuple[tuple[bytes, str, Callable[[bytes], tuple[int, int]]], ...] = (
+    (b"\xff\xd8\xff", "JPEG", _measure_jpeg),
+    (b"\x89PNG\r\n\x1a\n", "PNG", _measure_png),
+    (b"RIFF", "WebP", _measure_webp),
+    (b"BM", "BMP", _measure_bmp),
+    (b"II*\x00", "TIFF", _measure_tiff),
+    (b"MM\x00*", "TIFF", _measure_tiff),
+)
