@@ -53,7 +53,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     uvicorn.Server(config).run(sockets=[sock])
-    return 0
+    sys.stderr.flush()
+    os._exit(0)  # a thread that stands still in a network would keep the process for ever
 
 
 if __name__ == "__main__":

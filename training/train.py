@@ -30,7 +30,7 @@ log = logging.getLogger("training")
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, in RGB order on BGR pixels, as the reference feeds them
 STD = (0.229, 0.224, 0.225)
-_CHECKPOINT_SECONDS = 120
+_CHECKPOINT_SECONDS = 240
 _REPORT_SECONDS = 30
 _SHARPNESS = 12.0  # of the softmax in the placement loss; heatmaps peak at 1
 

@@ -87,6 +87,8 @@ def problem_of(error: Exception) -> Problem:  # noqa: C901 - one line a case
             return Problem("too_many_boxes", str(error))
         case scheduler.LaneLost():
             return Problem("not_ready", str(error), retry_after=1)
+        case scheduler.ShuttingDown():
+            return Problem("shutting_down", str(error), retry_after=1)
         case TimeoutError():
             return Problem("deadline_exceeded", "The deadline of the request (timeout_ms) passed; its work was dropped.")
         case ClientDisconnect():

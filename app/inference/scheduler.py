@@ -22,6 +22,7 @@ from app.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 _TEND_SECONDS = 0.25  # between two looks at the lanes
+_STOP_SECONDS = 2.0  # for the batches that run when the scheduler is stopped
 _STALLED_TIMES = 50  # a lane that runs this many times its usual time a crop …
 _STALLED_SECONDS = 5.0  # … and at least so long, stands still
 
@@ -36,6 +37,10 @@ class QueueFull(Exception):
 
 class TooManyCrops(Exception):
     """A request with more crops than the queue can ever hold."""
+
+
+class ShuttingDown(Exception):
+    """The scheduler was stopped while the crops waited."""
 
 
 class LaneLost(Exception):
@@ -132,13 +137,15 @@ class Scheduler:
         self._tender = asyncio.create_task(self._tend())
 
     async def stop(self) -> None:
-        """Close the lanes; whatever still waits is answered with LaneLost."""
+        """Close the lanes; whatever still waits is answered with ShuttingDown."""
         if self._tender is not None:
             self._tender.cancel()
             await asyncio.gather(self._tender, return_exceptions=True)
         while self._tickets:
-            _fail(self._tickets.popleft(), LaneLost("The service is stopping."))
-        await asyncio.gather(*(lane.task for lane in self._lanes if lane.task), return_exceptions=True)
+            _fail(self._tickets.popleft(), ShuttingDown("The service is shutting down."))
+        running = [lane.task for lane in self._lanes if lane.task]
+        if running:
+            await asyncio.wait(running, timeout=_STOP_SECONDS)
         for lane in self._lanes:
             lane.thread.shutdown(wait=False)
 
