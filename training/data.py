@@ -26,18 +26,23 @@ _REGION = 1.4  # the cached part of the picture, as a multiple of the padded box
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture of a set and the annotations on it, as the file gives them."""
+    """One picture of a set: its file's bytes, and the image and annotations of the JSON file."""
 
     image: dict[str, Any]
     annotations: list[dict[str, Any]]
-    pixels: npt.NDArray[np.uint8]
+    data: bytes
+
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """The pixels [H, W, 3] (BGR); EXIF orientation is ignored, as COCO's labels do. Raises ValueError."""
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
+        if pixels is None:
+            raise ValueError(f"{self.image['file_name']} is not a picture that OpenCV reads")
+        return np.asarray(pixels, np.uint8)
 
 
 def read_pictures(annotation_file: Path, image_folder: Path | None = None) -> Iterator[Picture]:
-    """The pictures [H, W, 3] (BGR) of a COCO file in its order; EXIF orientation is ignored, as COCO's labels do.
-
-    Raises FileNotFoundError for a missing picture and ValueError for one that OpenCV cannot read.
-    """
+    """The pictures of a COCO file in its order, from `image_folder` or from beside it. Raises FileNotFoundError."""
     content = json.loads(annotation_file.read_text())
     by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
@@ -51,10 +56,7 @@ def read_pictures(annotation_file: Path, image_folder: Path | None = None) -> It
             if name not in archives:
                 archives[name] = zipfile.ZipFile(annotation_file.parent / name)
             data = archives[name].read(image["file_name"])
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if pixels is None:
-            raise ValueError(f"{annotation_file.name}: {image['file_name']} is not a picture that OpenCV reads")
-        yield Picture(image, by_image[image["id"]], np.asarray(pixels, np.uint8))
+        yield Picture(image, by_image[image["id"]], data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +101,11 @@ def _write_cache(annotation_file: Path, index_file: Path, pixel_file: Path, heig
     offsets = [0]
     with pixel_file.open("wb") as out:
         for picture in read_pictures(annotation_file):
+            whole = picture.pixels()
             for annotation in picture.annotations:
                 if annotation.get("num_keypoints", 0) == 0 or annotation.get("iscrowd", 0):
                     continue
-                pixels, row = _cut_out(picture.pixels, annotation, height)
+                pixels, row = _cut_out(whole, annotation, height)
                 out.write(pixels.tobytes())
                 offsets.append(offsets[-1] + pixels.size)
                 for key, value in row.items():

@@ -5,7 +5,7 @@ checkpoints (github.com/zhang943/lpn-pytorch), so that theirs load with `strict=
 """
 
 from math import gcd
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,11 @@ class GlobalContext(nn.Module):
         self.channel_add_conv = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.LayerNorm([hidden, 1, 1]), nn.ReLU(), back)
 
     def forward(self, x: Tensor) -> Tensor:
-        attention = self.conv_mask(x).flatten(2).softmax(dim=2)  # [N, 1, HW]
-        context = torch.matmul(x.flatten(2), attention.transpose(1, 2))  # [N, C, 1]
-        added: Tensor = self.channel_add_conv(context.unsqueeze(3))
+        # Shapes are given by numbers, not by flatten(), so that the exported graph holds no shape arithmetic.
+        channels, places = x.shape[1], x.shape[2] * x.shape[3]
+        attention = self.conv_mask(x).reshape(-1, places, 1).softmax(dim=1)
+        context = torch.matmul(x.reshape(-1, channels, places), attention)  # [N, C, 1]
+        added: Tensor = self.channel_add_conv(context.reshape(-1, channels, 1, 1))
         return x + added
 
 
@@ -163,3 +165,12 @@ class LPN(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         heatmaps: Tensor = self.final_layer(self.deconv_layers(x))
         return heatmaps
+
+
+def depth_of(weights: dict[str, Tensor]) -> Depth:
+    """The depth of the LPN whose state these weights are. Raises ValueError for any other network's."""
+    blocks = tuple(len({key.split(".")[1] for key in weights if key.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4))
+    for depth in get_args(Depth):
+        if BLOCKS_PER_STAGE[depth] == blocks:
+            return cast("Depth", depth)
+    raise ValueError(f"not the weights of an LPN-50, 101 or 152: the stages have {blocks} blocks")

@@ -86,17 +86,18 @@ class PoseModel:
     def _run(self, crops: UInt8) -> BatchResult:
         """Crops [N, h, w, 3] → keypoints [N, K, 3]: x, y in heatmap cells, score."""
         started = time.perf_counter()
-        heatmaps = self._heatmaps(crops)
+        heatmaps = self.heatmaps(crops)
         return self._decoded(heatmaps, started)
 
     def _run_with_flip_test(self, crops: UInt8) -> BatchResult:
         """As `_run`, from the mean of the heatmaps of the crops and of the mirrored crops."""
         started = time.perf_counter()
-        both = self._heatmaps(np.concatenate([crops, crops[:, :, ::-1]]))
+        both = self.heatmaps(np.concatenate([crops, crops[:, :, ::-1]]))
         heatmaps = heatmap.average_with_mirrored(both[: len(crops)], both[len(crops) :], self.description.mirror)
         return self._decoded(heatmaps, started)
 
-    def _heatmaps(self, crops: UInt8) -> Float32:
+    def heatmaps(self, crops: UInt8) -> Float32:
+        """Crops [N, h, w, 3] → heatmaps [N, K, H, W]."""
         name = self._session.get_inputs()[0].name
         heatmaps: Float32 = self._session.run(None, {name: crops})[0]
         return heatmaps

@@ -3,6 +3,7 @@
 OpenCV decodes and turns pictures upright. It is silent about files that end early, so the end is looked for here.
 """
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ import numpy.typing as npt
 UInt8 = npt.NDArray[np.uint8]
 
 FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
-_MAX_SIDE = 65_535
+_MAX_SIDE = 32_766  # OpenCV warps no larger picture
+_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
+_TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32_773, 32_946)  # OpenCV reads the rest as black without a word
 
 
 class InvalidImage(Exception):
@@ -66,43 +70,35 @@ def decode(data: bytes, max_pixels: int) -> UInt8:
     except cv2.error:
         picture = None
     if picture is None:
-        raise InvalidImage(f"is a damaged {header.format} file")
+        raise InvalidImage(f"is a {header.format} file that is damaged or of a kind that is not read")
     if picture.shape[0] * picture.shape[1] != header.width * header.height:
         raise InvalidImage(f"is a {header.format} file whose header does not match its content")
     return np.asarray(picture, np.uint8)
 
 
 def _measure_jpeg(data: bytes) -> tuple[int, int]:
-    """Width and height from the frame header, once the end-of-image marker is seen after the scan.
+    """Width and height from the frame header, once every scan up to the end-of-image marker is there.
 
-    OpenCV paints what is missing of a truncated JPEG grey. Within a scan every 0xFF is followed by 0 or a restart number, so
-    the first FF D9 after it is the end.
+    OpenCV paints what is missing of a truncated JPEG grey.
     """
     size: tuple[int, int] | None = None
+    scanned = False
     position = 2
-    while True:
-        position = data.index(b"\xff", position)
-        while data[position] == 0xFF:
-            position += 1
-        marker = data[position]
-        position += 1
-        if marker in (0x00, 0x01, *range(0xD0, 0xD9)):  # markers without a segment
-            continue
-        if marker == 0xD9:
-            raise InvalidImage("is a JPEG file without a picture")
+    while found := _JPEG_MARKER.search(data, position):
+        marker, position = data[found.end() - 1], found.end()
+        if marker == 0xD9 and size is not None and scanned:
+            return size
+        if marker in (0xD8, 0xD9):
+            raise InvalidImage("is a JPEG file without a whole picture")
         (length,) = struct.unpack_from(">H", data, position)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, position + 3)
-            if size is not None and size != (width, height):
+            if size is not None:
                 raise InvalidImage("is a JPEG file with two frame headers")
             size = (width, height)
-        if marker == 0xDA:
-            if size is None:
-                raise InvalidImage("is a JPEG file without a frame header")
-            if data.find(b"\xff\xd9", position + length) < 0:
-                raise InvalidImage("is a JPEG file that ends early")
-            return size
+        scanned = scanned or marker == 0xDA
         position += length
+    raise InvalidImage("is a JPEG file that ends early")
 
 
 def _measure_png(data: bytes) -> tuple[int, int]:
@@ -140,6 +136,8 @@ def _three_bytes(data: bytes, position: int) -> int:
 
 def _measure_bmp(data: bytes) -> tuple[int, int]:
     (start, header) = struct.unpack_from("<II", data, 10)
+    if header not in _BMP_HEADERS:
+        raise InvalidImage("is not a BMP file, though it begins like one")
     if header == 12:
         width, height, _, depth = struct.unpack_from("<HHHH", data, 18)
         packed = 0
@@ -156,12 +154,14 @@ def _measure_tiff(data: bytes) -> tuple[int, int]:
     order = "<" if data[:2] == b"II" else ">"
     (position,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, position)
-    size = {256: 0, 257: 0}
+    found = {256: 0, 257: 0, 259: 1}
     for entry in range(count):
         tag, kind = struct.unpack_from(order + "HH", data, position + 2 + 12 * entry)
-        if tag in size:
-            (size[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, position + 10 + 12 * entry)
-    return size[256], size[257]
+        if tag in found:
+            (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, position + 10 + 12 * entry)
+    if found[259] not in _TIFF_COMPRESSIONS:
+        raise InvalidImage(f"is a TIFF file of compression {found[259]}, which is not read")
+    return found[256], found[257]
 
 
 _READERS: tuple[tuple[bytes, str, Callable[[bytes], tuple[int, int]]], ...] = (

@@ -1,0 +1,77 @@
+"""Augmentation: labels follow the pixels, whatever is done to them."""
+
+import numpy as np
+import pytest
+
+from training.augment import Augmentation, augmented_batch
+from training.data import People
+
+STILL = Augmentation(**dict.fromkeys(Augmentation.__dataclass_fields__, 0.0))
+
+
+def _person(keypoints):
+    """A black picture of 300 × 400 with a white dot at each keypoint, boxed as a whole."""
+    pixels = np.zeros((400, 300, 3), np.uint8)
+    for x, y in keypoints:
+        pixels[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4] = 255
+    return People(
+        pixels=pixels.ravel(),
+        offsets=np.array([0, pixels.size]),
+        heights=np.array([400]),
+        widths=np.array([300]),
+        centres=np.array([[150, 200]], np.float32),
+        sizes=np.array([[300, 400]], np.float32),
+        keypoints=keypoints[None].astype(np.float32),
+        weights=np.ones((1, 17), np.float32),
+    )
+
+
+def _brightest_near(crop, place):
+    """The centre of mass of the brightness around a place."""
+    x, y = np.rint(place).astype(int)
+    ys, xs = np.mgrid[max(0, y - 5) : y + 6, max(0, x - 5) : x + 6]
+    ys, xs = np.clip(ys, 0, crop.shape[0] - 1), np.clip(xs, 0, crop.shape[1] - 1)
+    weight = crop[ys, xs, 1].astype(float)
+    return np.array([(xs * weight).sum(), (ys * weight).sum()]) / weight.sum()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_keypoints_stay_on_their_pixels(seed):
+    rows, columns = np.divmod(np.arange(17), 4)
+    keypoints = np.stack([60 + 55 * columns, 50 + 70 * rows], axis=1)  # far enough apart to be told from each other
+    moved = Augmentation(**{**{f: getattr(STILL, f) for f in Augmentation.__dataclass_fields__}, "rotation": 30.0,
+                            "rotated": 1.0, "scale": 0.2, "shift": 0.05, "stretch": 0.1, "mirrored": 0.5})  # fmt: skip
+    batch = augmented_batch([_person(keypoints)], [(0, 0)], 256, moved, np.random.default_rng(seed))
+    inner = (batch.keypoints[0] > 8).all(1) & (batch.keypoints[0] < [183, 247]).all(1)
+    assert inner.sum() > 5
+    for joint in np.flatnonzero(inner):
+        found = _brightest_near(batch.crops[0], batch.keypoints[0, joint])
+        np.testing.assert_allclose(found, batch.keypoints[0, joint], atol=1.5)
+
+
+def test_a_mirrored_crop_swaps_left_and_right():
+    keypoints = np.full((17, 2), 150.0)
+    keypoints[:, 1] = 20 * np.arange(17) + 20
+    keypoints[9], keypoints[10] = [50, 100], [250, 300]
+    mirrored = Augmentation(**{**dict.fromkeys(Augmentation.__dataclass_fields__, 0.0), "mirrored": 1.0})
+    plain = augmented_batch([_person(keypoints)], [(0, 0)], 256, STILL, np.random.default_rng(0)).keypoints[0]
+    turned = augmented_batch([_person(keypoints)], [(0, 0)], 256, mirrored, np.random.default_rng(0)).keypoints[0]
+    np.testing.assert_allclose(turned[9], [192 - plain[10, 0], plain[10, 1]], atol=1e-3)
+    np.testing.assert_allclose(turned[10], [192 - plain[9, 0], plain[9, 1]], atol=1e-3)
+
+
+def test_joints_outside_the_crop_weigh_nothing():
+    keypoints = np.full((17, 2), 150.0)
+    keypoints[0] = [-20, 100]
+    person = _person(np.clip(keypoints, 4, 290))
+    person.keypoints[0] = keypoints
+    batch = augmented_batch([person], [(0, 0)], 128, STILL, np.random.default_rng(0))
+    assert batch.weights[0, 0] == 0
+    assert batch.weights[0, 1:].all()
+
+
+def test_the_same_generator_gives_the_same_batch():
+    person = _person(np.full((17, 2), 150.0))
+    batches = [augmented_batch([person], [(0, 0)] * 3, 128, Augmentation(), np.random.default_rng(5)) for _ in range(2)]
+    np.testing.assert_array_equal(batches[0].crops, batches[1].crops)
+    np.testing.assert_array_equal(batches[0].keypoints, batches[1].keypoints)

@@ -1,0 +1,54 @@
+"""Decoding against what the reference's own code makes of its heatmaps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.vision import box, heatmap
+
+MIRROR = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])
+
+
+@pytest.fixture(scope="module")
+def parity():
+    with np.load(Path(__file__).parents[1] / "data/reference/parity.npz") as content:
+        return dict(content)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("kind", ["single", "flip"])
+def test_keypoints_are_the_references(parity, kind, shift):
+    boxes = parity["heatmap_boxes"]
+    heatmaps = parity["heatmaps"]
+    if kind == "flip":
+        heatmaps = heatmap.average_with_mirrored(heatmaps, parity["heatmaps_of_flipped_input"], MIRROR)
+    found = heatmap.decode(heatmaps, float(parity["beta"]), shift)
+    name = f"{kind}_bsa_{'shift' if shift else 'noshift'}"
+    np.testing.assert_allclose(found[..., :2], parity[f"{name}_hm"][boxes], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found[..., 2], parity[f"{kind}_bsa_score"][boxes], rtol=0, atol=1e-6)
+    centres, sizes = box.centres_and_sizes(parity["box_xywh"][boxes], 192 / 256)
+    places = box.to_picture(found[..., :2], centres, sizes, 48, 64)
+    np.testing.assert_allclose(places, parity[f"{name}_img"][boxes], rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_synthetic_maps_with_ties_borders_and_two_peaks_decode_as_the_reference_does(parity, shift):
+    found = heatmap.decode(parity["dec_heatmaps"], float(parity["beta"]), shift)
+    np.testing.assert_allclose(found[..., :2], parity[f"dec_bsa_{'shift' if shift else 'noshift'}_hm"], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found[..., 2], parity["dec_bsa_score"], rtol=0, atol=1e-6)
+
+
+def test_each_crop_decodes_alone_as_it_does_in_a_batch(parity):
+    together = heatmap.decode(parity["heatmaps"], 160.0, True)
+    alone = np.concatenate([heatmap.decode(one[None], 160.0, True) for one in parity["heatmaps"]])
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_an_empty_batch_gives_no_keypoints():
+    assert heatmap.decode(np.zeros((0, 17, 64, 48), np.float32), 160.0, True).shape == (0, 17, 3)
+
+
+def test_a_heatmap_without_any_peak_gives_the_middle_and_its_low_score():
+    found = heatmap.decode(np.zeros((1, 1, 64, 48), np.float32), 160.0, False)
+    np.testing.assert_allclose(found, [[[23.5, 31.5, 0]]])

@@ -1,0 +1,221 @@
+"""How accurate a model is: `python -m training.evaluate --model lpn50 --data DATA`, or on a COCO folder of your own.
+
+    python -m training.evaluate --model lpn50 --annotations person_keypoints_val2017.json --images val2017/ \
+        [--detections boxes.json] [--flip-test]
+
+Pictures go through the service's own code, or with --server through a running service. Each set counts on its own.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+
+from app.inference.model_store import stored_models
+from app.inference.pose import PoseModel, person_scores
+from app.inference.session import take_one_thread_each, usable_cores
+from app.vision import box
+from training.data import ASPECT, Picture, read_pictures
+from training.oks import evaluate_results, suppress_twins
+
+Float64 = npt.NDArray[np.float64]
+Estimator = Callable[[Picture, Float64], Float64]  # a picture and boxes [N, 4] → keypoints [N, 17, 3]
+
+DEV_SETS = ("coco", "lspet", "mpii", "studio")
+_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """The boxes [N, 4] of a picture and their scores [N]."""
+
+    places: Float64
+    scores: Float64
+
+
+def local_estimator(model: PoseModel, flip_test: bool) -> Estimator:
+    """The model itself, as the service runs it."""
+    network = model.with_flip_test if flip_test else model.plain
+
+    def estimate(picture: Picture, boxes: Float64) -> Float64:
+        crops = model.cut(picture.pixels(), boxes)
+        found = [network.run(crops.pixels[i : i + _BATCH]).values for i in range(0, len(boxes), _BATCH)]
+        return model.to_picture(np.concatenate(found), crops)
+
+    return estimate
+
+
+def server_estimator(url: str, model: str, flip_test: bool) -> Estimator:
+    """A running service, through HTTP and its JSON."""
+    client = httpx.Client(base_url=url, timeout=120)
+
+    def estimate(picture: Picture, boxes: Float64) -> Float64:
+        options: dict[str, str | int] = {"format": "results", "model": model, "flip_test": flip_test, "timeout_ms": 60_000}
+        written = ";".join(",".join(map(repr, map(float, place))) for place in boxes)
+        answer = client.post(
+            "/v1/pose",
+            params={"boxes": written, **options},
+            content=picture.data,
+            headers={"Content-Type": "application/octet-stream"},
+        )
+        if answer.is_error:
+            raise ValueError(f"{picture.image['file_name']}: the service answered {answer.status_code}: {answer.text}")
+        return np.array([person["keypoints"] for person in answer.json()]).reshape(len(boxes), 17, 3)
+
+    return estimate
+
+
+def labelled_boxes(picture: Picture) -> Boxes:
+    """The boxes of the picture's people with keypoints, clipped as the reference clips them (lib/dataset/coco.py:161)."""
+    people = [a for a in picture.annotations if a.get("num_keypoints", 0) > 0 and not a.get("iscrowd", 0)]
+    places = np.array([a["bbox"] for a in people], np.float64).reshape(-1, 4)
+    low = np.maximum(places[:, :2], 0)
+    limit = np.array([picture.image["width"], picture.image["height"]]) - 1
+    high = np.minimum(limit, low + np.maximum(places[:, 2:] - 1, 0))
+    clipped = np.hstack([low, high - low])
+    clipped = clipped[(clipped[:, 2:] > 0).all(axis=1)]
+    return Boxes(clipped, np.ones(len(clipped)))
+
+
+def detected_boxes(file: Path) -> Callable[[Picture], Boxes]:
+    """The boxes of a COCO detection file, raw as they stand; other categories than 1 are left out."""
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for detection in json.loads(file.read_text()):
+        if detection["category_id"] == 1:
+            by_image.setdefault(detection["image_id"], []).append(detection)
+
+    def boxes(picture: Picture) -> Boxes:
+        found = by_image.get(picture.image["id"], [])
+        places = np.array([detection["bbox"] for detection in found], np.float64).reshape(-1, 4)
+        return Boxes(places, np.array([detection["score"] for detection in found], np.float64))
+
+    return boxes
+
+
+def evaluate_set(
+    annotation_file: Path, image_folder: Path | None, boxes_of: Callable[[Picture], Boxes], estimate: Estimator
+) -> dict[str, float]:
+    """COCO's measures of one set, and for boxes that are the labelled people's own the PCK@0.2 of the torso."""
+    results: list[dict[str, Any]] = []
+    areas: list[float] = []
+    hits: list[npt.NDArray[np.bool_]] = []
+
+    def one(picture: Picture) -> tuple[Picture, Boxes, Float64]:
+        boxes = boxes_of(picture)
+        return picture, boxes, estimate(picture, boxes.places) if len(boxes.places) else np.zeros((0, 17, 3))
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for picture, boxes, keypoints in _shown(pool.map(one, read_pictures(annotation_file, image_folder)), annotation_file):
+            scores = person_scores(keypoints, boxes.scores)
+            areas += box.centres_and_sizes(boxes.places, ASPECT)[1].prod(axis=1).tolist()
+            results += [
+                {"image_id": picture.image["id"], "category_id": 1, "keypoints": joints, "score": score}
+                for joints, score in zip(keypoints.reshape(-1, 51).tolist(), scores.tolist(), strict=True)
+            ]
+            if boxes_of is labelled_boxes:
+                hits += torso_hits(picture, keypoints)
+    measures = evaluate_results(json.loads(annotation_file.read_text()), suppress_twins(results, areas))
+    if hits:
+        measures["pck"] = float(np.concatenate(hits).mean())
+    return {"people": float(len(results)), **measures}
+
+
+def torso_hits(picture: Picture, keypoints: Float64) -> list[npt.NDArray[np.bool_]]:
+    """For each labelled person with a torso: which labelled joints are found within 0.2 of it.
+
+    The torso is the distance from the left shoulder to the right hip, or across the other way where one is unlabelled.
+    """
+    people = [a for a in picture.annotations if a.get("num_keypoints", 0) > 0 and not a.get("iscrowd", 0)]
+    if len(people) != len(keypoints):
+        return []
+    hits = []
+    for person, found in zip(people, keypoints, strict=True):
+        labels = np.array(person["keypoints"], np.float64).reshape(-1, 3)
+        labelled = labels[:, 2] > 0
+        for shoulder, hip in ((5, 12), (6, 11)):
+            if labelled[shoulder] and labelled[hip]:
+                torso = np.linalg.norm(labels[shoulder, :2] - labels[hip, :2])
+                hits.append(np.linalg.norm(found[:, :2] - labels[:, :2], axis=1)[labelled] <= 0.2 * torso)
+                break
+    return hits
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """The measures of sets as a Markdown table."""
+    lines = ["| set | people | AP | AP50 | AP75 | APM | APL | AR | PCK@0.2 |", "| --- " * 9 + "|"]
+    for name, measures in rows.items():
+        values = [measures.get(key) for key in ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", "pck")]
+        cells = ["" if value is None or value < 0 else f"{value:.3f}" for value in values]  # COCOeval: -1 for no such people
+        lines.append(f"| {name} | {measures['people']:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def record(model_file: Path, rows: dict[str, dict[str, float]]) -> None:
+    """Replace the accuracy tables of a model.toml."""
+    kept = model_file.read_text().split("[accuracy", 1)[0].rstrip()
+    sections = [
+        f'[accuracy."{name}"]\n' + "\n".join(f"{key} = {round(value, 4)}" for key, value in measures.items())
+        for name, measures in rows.items()
+    ]
+    model_file.write_text("\n\n".join([kept, *sections]) + "\n")
+
+
+def _shown(results: Iterable[Any], annotation_file: Path) -> Iterable[Any]:
+    """The same, with a counter on a terminal."""
+    for count, result in enumerate(results, 1):
+        if sys.stderr.isatty():
+            print(f"\r{annotation_file.stem}: {count} pictures", end="", file=sys.stderr)
+        yield result
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+
+
+def _model_folder(store: Path, wanted: str) -> Path:
+    for name, version, folder in reversed(list(stored_models(store))):
+        if wanted in (name, f"{name}/{version}"):
+            return folder
+    raise SystemExit(f"there is no model {wanted} in {store}")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Measure a model's accuracy.")
+    parser.add_argument("--model", default="lpn50", help="name or name/version")
+    parser.add_argument("--store", type=Path, default=Path("model_store"))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with dev/ sets")
+    parser.add_argument("--annotations", type=Path, help="a COCO keypoint file instead of the dev sets")
+    parser.add_argument("--images", type=Path, help="the folder of its pictures")
+    parser.add_argument("--detections", type=Path, help="a COCO detection file; without it the labelled boxes")
+    parser.add_argument("--flip-test", action="store_true", help="only with flip test; by default the dev sets go both ways")
+    parser.add_argument("--server", help="measure the service at this URL instead of the stored model")
+    parser.add_argument("--write", action="store_true", help="record the dev sets' figures in model.toml")
+    arguments = parser.parse_args()
+    take_one_thread_each()
+    folder = _model_folder(arguments.store, arguments.model)
+    sets = {name: (arguments.data / "dev" / f"{name}.json", None) for name in DEV_SETS}
+    if arguments.annotations:
+        sets = {arguments.annotations.stem: (arguments.annotations, arguments.images)}
+    boxes_of = detected_boxes(arguments.detections) if arguments.detections else labelled_boxes
+    rows = {}
+    for flip_test in (True,) if arguments.flip_test else (False, True):
+        if arguments.server:
+            estimate = server_estimator(arguments.server, arguments.model, flip_test)
+        else:
+            estimate = local_estimator(PoseModel.load(folder), flip_test)
+        for name, (annotations, images) in sets.items():
+            rows[name + (", flip test" if flip_test else "")] = evaluate_set(annotations, images, boxes_of, estimate)
+    print(table(rows))
+    if arguments.write:
+        record(folder / "model.toml", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""LPN → a model of the store: `python -m training.export WEIGHTS.pth --name lpn50 --version 1`.
+
+One ONNX graph takes crops as uint8 pixels, normalises them and gives heatmaps; it is compared with PyTorch first.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from app.inference.model_store import ModelError, load_model
+from app.inference.session import open_session
+from training.keypoints import MIRROR, NAMES, SKELETON
+from training.lpn import HEATMAP_STRIDE, LPN, depth_of
+from training.train import MEAN, STD, normalised
+
+log = logging.getLogger("export")
+
+WIDTH, HEIGHT = 192, 256
+BETA = 160.0  # of Beta-Soft-Argmax: the paper's best
+KEYPOINT_THRESHOLD = 0.2  # the reference's IN_VIS_THRE
+_TOLERANCE = 1e-4
+_OPSET = 18
+
+
+class PixelsToHeatmaps(nn.Module):
+    """LPN behind its normalisation: crops [N, H, W, 3] (uint8) → heatmaps [N, K, H/4, W/4]."""
+
+    def __init__(self, model: LPN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, crops: Tensor) -> Tensor:
+        heatmaps: Tensor = self.model(normalised(crops))
+        return heatmaps
+
+
+def export(weights: dict[str, Tensor], store: Path, name: str, version: str, quarter_shift: bool) -> Path:
+    """Write <store>/<name>/<version>/model.onnx and model.toml, and give the folder. Denormal weights become 0.
+
+    Raises ValueError for weights that are no LPN's, and ModelError where
+    the graph differs from PyTorch by more than 1e-4 or holds denormal numbers.
+    """
+    depth = depth_of(weights)
+    model = LPN(depth).eval()
+    model.load_state_dict({key: _normal(value) for key, value in weights.items()})
+    folder = store / name / version
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = _graph(model)
+    _check(graph, model)
+    (folder / "model.onnx").write_bytes(graph)
+    (folder / "model.toml").write_text(_toml(name, version, depth, graph, quarter_shift))
+    load_model(folder)
+    log.info("%s/%s: LPN-%d, %.1f MB, equal to PyTorch within %g", name, version, depth, len(graph) / 1e6, _TOLERANCE)
+    return folder
+
+
+def _normal(values: Tensor) -> Tensor:
+    """Floats as float32 without denormals, with which some CPUs compute many times slower; integers as they are."""
+    if not values.is_floating_point():
+        return values
+    values = values.float()
+    return torch.where(values.abs() < torch.finfo(torch.float32).tiny, 0.0, values)
+
+
+def _graph(model: LPN) -> bytes:
+    for chatty in ("onnxscript", "onnx_ir", "torch.onnx"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    crops = torch.zeros((2, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+    program = torch.onnx.export(
+        PixelsToHeatmaps(model).eval(),
+        (crops,),
+        dynamo=True,
+        input_names=["crops"],
+        output_names=["heatmaps"],
+        dynamic_shapes={"crops": {0: torch.export.Dim("batch", min=1, max=1024)}},
+        opset_version=_OPSET,
+        verbose=False,
+    )
+    if program is None:
+        raise ModelError("PyTorch gave no graph")
+    return bytes(program.model_proto.SerializeToString())
+
+
+def _check(graph: bytes, model: LPN) -> None:
+    """Compare the graph with PyTorch on pictures, at several batch sizes, and look for denormal constants."""
+    for constant in onnx.load_from_string(graph).graph.initializer:
+        values = numpy_helper.to_array(constant)
+        if values.dtype == np.float32 and ((values != 0) & (np.abs(values) < np.finfo(np.float32).tiny)).any():
+            raise ModelError(f"the exported graph holds denormal numbers in {constant.name}")
+    session = open_session(graph)
+    for batch in (1, 3):
+        crops = _pictures(batch)
+        with torch.inference_mode():
+            expected = model(normalised(torch.from_numpy(crops))).numpy()
+        found = session.run(None, {"crops": crops})[0]
+        difference = float(np.abs(found - expected).max())
+        if found.shape != expected.shape or not difference <= _TOLERANCE:
+            raise ModelError(f"the exported graph differs from PyTorch by {difference:g} at batch {batch}")
+
+
+def _pictures(count: int) -> npt.NDArray[np.uint8]:
+    """Crops [count, H, W, 3] with edges, gradients and noise at all scales."""
+    rng = np.random.default_rng(0)
+    crops = np.zeros((count, HEIGHT, WIDTH, 3), np.float32)
+    for size in (4, 16, 64, 256):
+        for crop in range(count):
+            crops[crop] += cv2.resize(rng.random((size, max(1, size * 3 // 4), 3), np.float32), (WIDTH, HEIGHT))
+    return np.asarray(crops / 4 * 255, np.uint8)
+
+
+def _toml(name: str, version: str, depth: int, graph: bytes, quarter_shift: bool) -> str:
+    """The text of model.toml, checked against the service's schema by load_model."""
+    return f"""# All that the service needs to know of model.onnx. CARD.md tells people the rest.
+name = "{name}"
+version = "{version}"
+network = "LPN-{depth}"
+precision = "float32"
+sha256 = "{hashlib.sha256(graph).hexdigest()}"
+
+# The graph takes crops as uint8 [N, height, width, 3] and normalises them: (value / 255 - mean) / std, in channel order.
+[input]
+width = {WIDTH}
+height = {HEIGHT}
+channel_order = "BGR"
+mean = {list(MEAN)}
+std = {list(STD)}
+
+[heatmap]
+width = {WIDTH // HEATMAP_STRIDE}
+height = {HEIGHT // HEATMAP_STRIDE}
+beta = {BETA}
+quarter_shift = {str(quarter_shift).lower()}
+
+[keypoints]
+names = {json.dumps(NAMES)}
+skeleton = {json.dumps(SKELETON)}
+mirror = {MIRROR.tolist()}
+threshold = {KEYPOINT_THRESHOLD}
+"""
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.export", description="Make a model of the store from weights.")
+    parser.add_argument("weights", type=Path, help="weights.pth of a training run")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--version", required=True, help="a whole number")
+    parser.add_argument("--store", type=Path, default=Path("model_store"))
+    parser.add_argument("--quarter-shift", action="store_true", help="decode with the reference's quarter shift")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    weights = torch.load(arguments.weights, map_location="cpu", weights_only=True)
+    # Trainings start from the weights in the store: half the bytes, and the graph holds exactly their values.
+    halved = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+    folder = export(halved, arguments.store, arguments.name, arguments.version, arguments.quarter_shift)
+    torch.save(halved, folder / "weights.pth")
+
+
+if __name__ == "__main__":
+    main()

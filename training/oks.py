@@ -1,0 +1,59 @@
+"""Object keypoint similarity: COCO's evaluation, and the reference's suppression of people found twice."""
+
+import contextlib
+import io
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from training.keypoints import SIGMAS
+
+Float64 = npt.NDArray[np.float64]
+
+_SAME_PERSON = 0.9  # the reference's OKS_THRE
+_MEASURES = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar")
+
+
+def similarities(keypoints: Float64, areas: Float64) -> Float64:
+    """Pairwise OKS [N, N] of people by keypoints [N, 17, 2] over all joints (zhang943/lpn-pytorch, lib/nms/nms.py)."""
+    distances = ((keypoints[:, None] - keypoints[None]) ** 2).sum(axis=3)
+    mean_areas = (areas[:, None] + areas[None]) / 2 + np.spacing(1)
+    exponents = distances / (2 * SIGMAS) ** 2 / mean_areas[..., None] / 2
+    return np.asarray(np.exp(-exponents).mean(axis=2))
+
+
+def suppress_twins(results: list[dict[str, Any]], areas: list[float]) -> list[dict[str, Any]]:
+    """Results without those whose OKS to a better one of their picture exceeds 0.9; `areas` are the padded boxes'."""
+    by_image: dict[int, list[int]] = defaultdict(list)
+    for index, result in enumerate(results):
+        by_image[result["image_id"]].append(index)
+    kept = []
+    for members in by_image.values():
+        order = sorted(members, key=lambda index: -results[index]["score"])
+        keypoints = np.array([results[index]["keypoints"] for index in order]).reshape(-1, 17, 3)[..., :2]
+        alike = similarities(keypoints, np.array([areas[index] for index in order])) > _SAME_PERSON
+        left = np.ones(len(order), bool)
+        for place, index in enumerate(order):
+            if left[place]:
+                kept.append(results[index])
+                left &= ~alike[place]
+    return kept
+
+
+def evaluate_results(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+    """COCO's AP, AP50, AP75, AP of medium and large people, and AR (pycocotools). Nothing found: all zeros."""
+    if not results:
+        return dict.fromkeys(_MEASURES, 0.0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = {"info": {}, **ground_truth}
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(results), "keypoints")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(_MEASURES, map(float, evaluation.stats[:6]), strict=True))
