@@ -127,6 +127,8 @@ def render(problem: Problem, request_id: str) -> Response:
     headers = {}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
+    if problem.code == "request_timeout":
+        headers["Connection"] = "close"  # the rest of the body is not waited for
     if problem.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
     return Response(orjson.dumps(content), status, headers, "application/problem+json")

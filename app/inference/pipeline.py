@@ -105,9 +105,9 @@ class Pipeline:
             self.default = self.find(settings.default_model).description.id
         except ModelNotFound as error:
             raise ModelError(f"POSE_DEFAULT_MODEL: {error}") from error
-        lanes = settings.lanes or usable_cores()
-        self.scheduler = Scheduler(lanes, settings.queue_crops, settings.max_batch_crops, metrics)
-        self._picture_threads = ThreadPoolExecutor(lanes, "pictures")
+        self._lanes = settings.lanes or usable_cores()
+        self.scheduler = Scheduler(self._lanes, settings.queue_crops, settings.max_batch_crops, metrics)
+        self._picture_threads = ThreadPoolExecutor(self._lanes, "pictures")
         self._warm = False
 
     @property
@@ -129,8 +129,9 @@ class Pipeline:
         for model in self._models.values():
             seconds = await loop.run_in_executor(self._picture_threads, self._warm_up, model)
             description = model.description
-            lanes = self._settings.lanes or usable_cores()
-            self._metrics.capacity.labels(description.id).set(lanes / seconds)
+            if description.id == self.default:
+                self.scheduler.seconds_per_crop = seconds
+            self._metrics.capacity.labels(description.id).set(self._lanes / seconds)
             self._metrics.model_info.labels(
                 description.name, description.version, description.precision, description.sha256
             ).set(1)

@@ -113,13 +113,8 @@ class Scheduler:
         self._lanes: list[_Lane] = []
         self._tickets: deque[Ticket] = deque()
         self._tender: asyncio.Task[None] | None = None
-        self._seconds_per_crop = 0.05  # of one lane; measured from the first batch on
+        self.seconds_per_crop = 0.05  # of one lane: set at warm-up, then a moving average of the batches
         self._started_lanes = 0
-
-    @property
-    def seconds_per_crop(self) -> float:
-        """Seconds that one lane takes for a crop, as lately measured."""
-        return self._seconds_per_crop
 
     @property
     def waiting(self) -> int:
@@ -156,7 +151,7 @@ class Scheduler:
             raise TooManyCrops(f"The request holds {crops} crops; the queue takes at most {self.queue_crops}.")
         if self.admitted + crops > self.queue_crops:
             excess = self.admitted + crops - self.queue_crops
-            seconds = excess * self._seconds_per_crop / max(1, len(self._lanes))
+            seconds = excess * self.seconds_per_crop / max(1, len(self._lanes))
             raise QueueFull(crops, self.queue_crops, max(1, math.ceil(seconds)))
         self.admitted += crops
         try:
@@ -240,7 +235,7 @@ class Scheduler:
         took = time.monotonic() - lane.started
         lane.members, lane.task = [], None
         if isinstance(outcome, BatchResult):
-            self._seconds_per_crop += 0.1 * (took / len(members) - self._seconds_per_crop)
+            self.seconds_per_crop += 0.1 * (took / len(members) - self.seconds_per_crop)
             self._deliver(members, outcome)
         elif isinstance(outcome, Exception):
             log.error("a batch failed", exc_info=outcome, extra={"network": network.name, "crops": len(members)})
@@ -277,7 +272,7 @@ class Scheduler:
             for lane in list(self._lanes):
                 if lane.task is None:
                     continue
-                limit = max(_STALLED_SECONDS, _STALLED_TIMES * self._seconds_per_crop * len(lane.members))
+                limit = max(_STALLED_SECONDS, _STALLED_TIMES * self.seconds_per_crop * len(lane.members))
                 if time.monotonic() - lane.started > limit:
                     self._replace(lane, lane.members, f"lane {lane.number} has stood still for {limit:.1f} s")
                     self._fill_lanes()
