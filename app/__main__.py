@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 
 # One thread rule: BLAS opens its pool, and OpenCV reads its limit, when numpy and cv2 are imported, so before them.
@@ -46,7 +47,13 @@ def main() -> int:
         timeout_graceful_shutdown=settings.drain_s,
         ws="none",
     )
-    sock = config.bind_socket()  # exits with one line where the port is taken
+    try:
+        sock = socket.create_server(
+            (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        )
+    except OSError as error:
+        print(f"POSE_HOST, POSE_PORT: cannot listen on {settings.host}:{settings.port} ({error.strerror})", file=sys.stderr)
+        return 1
     host, port = sock.getsockname()[:2]
     print(f"The LPN pose service listens on http://{host}:{port}", file=sys.stderr, flush=True)
     # uvicorn raises the signal that stopped it once more, after a clean stop; that is not a failure.

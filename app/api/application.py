@@ -44,6 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's page loads its scripts from another host
         redoc_url=None,
+        redirect_slashes=False,  # another path is another page: 404, not an answer without a body
     )
     app.state.settings, app.state.metrics, app.state.pipeline = settings, metrics, pipeline
     for module in (pose, models, health):
@@ -67,7 +68,9 @@ def create_app(settings: Settings) -> FastAPI:
 def _answer(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
     note_problem(request.scope, problem)
-    return render(problem, request.state.request_id)
+    response = render(problem, request.state.request_id)
+    response.headers.update(getattr(error, "headers", None) or {})  # Allow, of 405
+    return response
 
 
 def _log_failure(warming: asyncio.Task[None]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -22,6 +23,7 @@ from app.settings import Settings
 
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream")
 _FORM_FIELDS = 32
+_TOLD_ERRORS, _TOLD_CHARACTERS = 20, 80  # of what a client made up: an answer stays small
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,22 @@ async def _from_form(request: Request, query: dict[str, str], settings: Settings
         await form.close()
 
 
+class _FormParser(MultiPartParser):
+    """Starlette's parser, which takes a form that breaks off for a whole one, with an eye for the closing boundary."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
 async def _parsed_form(request: Request, settings: Settings) -> FormData:
-    parser = MultiPartParser(
+    _, parameters = parse_options_header(request.headers["content-type"])
+    if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":  # Python knows charsets that make no text
+        raise Problem(
+            "malformed_body", "multipart/form-data is taken in UTF-8 alone; its Content-Type names another charset."
+        )
+    parser = _FormParser(
         request.headers,
         request.stream(),
         max_files=10 * settings.max_images,
@@ -100,13 +116,15 @@ async def _parsed_form(request: Request, settings: Settings) -> FormData:
     )
     parser.spool_max_size = settings.max_body_bytes  # parts stay in memory: the body is limited already
     try:
-        return await parser.parse()
-    except MultiPartException as error:
-        if "Too many files" in error.message:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
+        if "Too many files" in str(error):
             raise _too_many_images(f"more than {10 * settings.max_images}", settings) from error
         raise Problem("malformed_body", "The body is not valid multipart/form-data, or its boundary is missing.") from error
-    except (KeyError, UnicodeDecodeError) as error:
-        raise Problem("malformed_body", "The body is not valid multipart/form-data, or its boundary is missing.") from error
+    if not parser.ended:
+        await form.close()
+        raise Problem("malformed_body", "The body ends before the closing boundary of multipart/form-data.")
+    return form
 
 
 def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRequest:
@@ -231,10 +249,11 @@ def _options(values: Mapping[str, str], where: str) -> Options:
 def _validation_problem(error: ValidationError, *where: str) -> Problem:
     known = ", ".join((*(("boxes",) if where else ()), *Options.model_fields))
     errors = []
-    for found in error.errors():
+    for found in error.errors()[:_TOLD_ERRORS]:
         unknown = found["type"] == "extra_forbidden"
         message = f"is not known; the options are {known}" if unknown else f"is wrong: {found['msg']}"
-        errors.append(FieldError((*where, *found["loc"]), message))
+        loc = (part if isinstance(part, int) else part[:_TOLD_CHARACTERS] for part in found["loc"])
+        errors.append(FieldError((*where, *loc), message))
     return Problem("invalid_option", f"{'.'.join(map(str, errors[0].loc))} {errors[0].msg}.", errors)
 
 

@@ -25,7 +25,7 @@ def coco_data_set(
             np.round(found.boxes, 2).tolist(),
             np.round(found.boxes[:, 2] * found.boxes[:, 3], 2).tolist(),
             visible.sum(axis=1).tolist(),
-            keypoints.reshape(len(keypoints), -1).tolist(),
+            [person.ravel().tolist() for person in keypoints],
             scores.tolist(),
             np.round(found.scores, 4).tolist(),
             np.round(found.box_scores, 4).tolist(),
@@ -75,7 +75,7 @@ def coco_results(pictures: Sequence[PictureIn], people: Sequence[People]) -> byt
         keypoints[..., :2] = np.round(keypoints[..., :2], 2)
         keypoints[..., 2] = np.round(keypoints[..., 2], 4)
         for joints, score, box in zip(
-            keypoints.reshape(len(keypoints), -1).tolist(),
+            [person.ravel().tolist() for person in keypoints],
             np.round(found.scores, 4).tolist(),
             np.round(found.boxes, 2).tolist(),
             strict=True,

@@ -64,10 +64,10 @@ async def pose(request: Request) -> Response:
     seconds: dict[str, float] = request.state.seconds
     started = time.perf_counter()
     answer_type = accepted_type(request.headers.get("accept", "*/*"))
-    deadline_from = asyncio.get_running_loop().time()
     asked = await read_pose_request(request, settings)
     seconds["read"] = time.perf_counter() - started
-    task = _task(asked, answer_type, deadline_from, settings)
+    # The deadline counts from here: the body had its own time-out.
+    task = _task(asked, answer_type, asyncio.get_running_loop().time(), settings)
     outcome = await _unless_client_leaves(request, pipeline.estimate(task))
     if outcome is None:
         return Response(status_code=499)  # nobody is there to read it

@@ -103,14 +103,17 @@ def load_model(folder: Path) -> StoredModel:
     """Read and verify one model. Raises ModelError that names the file and the fault."""
     where = f"{folder.parent.name}/{folder.name}"
     try:
-        text = (folder / "model.toml").read_text()
+        toml = (folder / "model.toml").read_bytes()
         onnx = (folder / "model.onnx").read_bytes()
     except OSError as error:
         raise ModelError(f"model {where}: {Path(error.filename or '').name} cannot be read ({error.strerror})") from error
     try:
-        description = ModelDescription.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        description = ModelDescription.model_validate(tomllib.loads(toml.decode()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"model {where}: model.toml is not valid: {error}") from error
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ModelError(f"model {where}: model.toml is not valid: {faults}") from error
     if description.id != where:
         raise ModelError(f"model {where}: model.toml calls itself {description.id}")
     found = hashlib.sha256(onnx).hexdigest()

@@ -234,7 +234,7 @@ class Scheduler:
             return
         took = time.monotonic() - lane.started
         lane.members, lane.task = [], None
-        if isinstance(outcome, BatchResult):
+        if isinstance(outcome, BatchResult) and len(outcome.values) == len(members):
             self.seconds_per_crop += 0.1 * (took / len(members) - self.seconds_per_crop)
             self._deliver(members, outcome)
         elif isinstance(outcome, Exception):

@@ -55,7 +55,8 @@ def read_header(data: bytes) -> Header:
 
 
 def decode(data: bytes, max_pixels: int) -> UInt8:
-    """A picture file → its upright pixels [H, W, 3], 8-bit BGR; the first frame of an animation; alpha is left out.
+    """A picture file → its upright pixels [H, W, 3], 8-bit BGR; the first frame of an animation; alpha is left out
+    (a TIFF's is blended onto black).
 
     Raises InvalidImage, and ImageTooLarge from the header alone.
     """

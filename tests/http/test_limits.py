@@ -1,0 +1,240 @@
+"""Bodies that are too large, too slow or broken off; a full queue, deadlines, and clients that leave."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+HUNDRED_MB = 100 * 2**20
+PIECE = bytes(2**16)
+BOX = "295,15,545,595"
+HEAD = b"POST /v1/pose?boxes=295,15,545,595 HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+def pieces() -> Iterator[bytes]:
+    for _ in range(HUNDRED_MB // len(PIECE)):
+        yield PIECE
+
+
+def connection(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+def read_answer(sock: socket.socket) -> bytes:
+    """Read until the end of the answer's JSON body or of the connection."""
+    answer = b""
+    while b"}" not in answer and (data := sock.recv(65_536)):
+        answer += data
+    return answer
+
+
+# Size
+
+
+def test_a_body_declared_too_large_is_refused_and_the_client_reads_so(client):
+    answer = client.post("/v1/pose", params={"boxes": BOX}, content=bytes(HUNDRED_MB), headers=JPEG)
+    assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body_too_large")
+    assert "104,857,600" in answer.json()["detail"]
+
+
+def test_a_chunked_body_is_counted_on_the_wire(client):
+    answer = client.post("/v1/pose", params={"boxes": BOX}, content=pieces(), headers=JPEG)
+    assert answer.request.headers["transfer-encoding"] == "chunked"
+    assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body_too_large")
+    assert "33,554,432" in answer.json()["detail"]
+
+
+def test_a_client_that_sends_all_before_it_reads_finds_the_refusal(service):
+    with connection(service.port) as sock:
+        sock.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % HUNDRED_MB)
+        for piece in pieces():
+            sock.sendall(piece)
+        assert b"413" in read_answer(sock).split(b"\r\n")[0]
+    with connection(service.port) as sock:
+        sock.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        for piece in pieces():
+            sock.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+        sock.sendall(b"0\r\n\r\n")
+        assert b"413" in read_answer(sock).split(b"\r\n")[0]
+
+
+def test_a_body_declared_too_large_is_refused_before_it_is_sent(service):
+    with connection(service.port) as sock:
+        sock.sendall(HEAD + b"Content-Length: 99999999999999999\r\n\r\n")
+        assert b"body_too_large" in read_answer(sock)
+
+
+def test_large_forms_and_json_are_refused_likewise(client):
+    form = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    for kind, start in (("multipart/form-data; boundary=x", form), ("application/json", b'{"images": [{"data": "')):
+        for content in (start + bytes(40 * 2**20), (part for part in (start, *pieces()))):
+            answer = client.post("/v1/pose", content=content, headers={"Content-Type": kind})
+            assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body_too_large")
+
+
+def test_refused_bodies_do_not_stay_in_memory(client, service):
+    before = service.metric("process_resident_memory_bytes")
+    for _ in range(3):
+        client.post("/v1/pose", content=pieces(), headers=JPEG)
+    assert service.metric("process_resident_memory_bytes") < before + 80e6
+
+
+def test_a_body_of_just_the_limit_is_read(client):
+    answer = client.post("/v1/pose", params={"boxes": BOX}, content=bytes(32 * 2**20), headers=JPEG)
+    assert answer.json()["type"] == "/problems/invalid_image"
+
+
+# Time
+
+
+@pytest.fixture(scope="module")
+def narrow(start_service):
+    """A service with one lane and a queue of 100 crops, that waits a second for a body."""
+    return start_service(lanes=1, queue_crops=100, body_timeout_s=1)
+
+
+def test_a_body_that_does_not_arrive_in_time_is_refused(narrow):
+    for head in (b"Content-Length: 1000\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"):
+        with connection(narrow.port) as sock:
+            started = time.monotonic()
+            sock.sendall(HEAD + head)
+            answer = read_answer(sock)
+            assert 0.9 < time.monotonic() - started < 5
+            assert b"408" in answer.split(b"\r\n")[0]
+            assert b"/problems/request_timeout" in answer
+            assert b"within 1 seconds; 3 bytes came" in answer
+            assert sock.recv(100) == b""  # the rest is not waited for
+
+
+def test_a_body_that_trickles_in_is_refused(narrow):
+    with connection(narrow.port) as sock:
+        sock.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(30):
+                sock.sendall(b"a")
+                time.sleep(0.05)
+        assert b"408" in read_answer(sock).split(b"\r\n")[0]
+
+
+def test_a_body_that_breaks_off_disturbs_nobody(narrow):
+    for head in (b"Content-Length: 1000\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"):
+        with connection(narrow.port) as sock:
+            sock.sendall(HEAD + head)
+    narrow.wait_until(lambda: narrow.metric("pose_http_requests_in_flight") == 1)  # the one that asks
+    assert "a request failed" not in narrow.log
+
+
+# Queue
+
+LARGE = ";".join([BOX] * 100)
+
+
+class InBackground(threading.Thread):
+    """A request of 100 crops by a client of its own; `answer` once it has ended."""
+
+    def __init__(self, service, picture: bytes, **options: object) -> None:
+        super().__init__()
+        self.answer: httpx.Response | None = None
+        self._send = lambda: httpx.post(
+            service.client.base_url.join("/v1/pose"),
+            params={"boxes": LARGE, "flip_test": True, "timeout_ms": 60_000} | options,
+            content=picture,
+            headers=JPEG,
+            timeout=90,
+        )
+        self.start()
+
+    def run(self) -> None:
+        self.answer = self._send()
+
+
+@pytest.fixture
+def busy(narrow, t_pose) -> Iterator:
+    """The narrow service while it answers a request of 100 crops."""
+    request = InBackground(narrow, t_pose)
+    narrow.wait_until(lambda: narrow.metric("pose_queue_crops") > 0)
+    yield narrow
+    request.join()
+    assert request.answer.status_code == 200
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_return(busy, t_pose):
+    before = busy.metric("pose_rejected_total", code="queue_full")
+    started = time.monotonic()
+    answer = busy.client.post("/v1/pose", params={"boxes": BOX}, content=t_pose, headers=JPEG)
+    assert time.monotonic() - started < 1
+    assert (answer.status_code, answer.json()["type"]) == (429, "/problems/queue_full")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "100 crops" in answer.json()["detail"]
+    assert busy.metric("pose_rejected_total", code="queue_full") == before + 1
+
+
+def test_probes_and_metrics_answer_whatever_the_load(busy):
+    for path in ("/livez", "/readyz", "/metrics", "/v1/models"):
+        started = time.monotonic()
+        assert busy.client.get(path).status_code == 200
+        assert time.monotonic() - started < 1
+    assert busy.metric("pose_inference_workers_busy") == 1
+
+
+def test_a_small_request_does_not_wait_behind_a_large_one(service, two_women, t_pose):
+    large = InBackground(service, t_pose)
+    service.wait_until(lambda: service.metric("pose_queue_crops") > 50)
+    answer = service.client.post("/v1/pose", params={"boxes": BOX}, content=two_women, headers=JPEG)
+    assert answer.status_code == 200
+    assert large.is_alive()
+    large.join()
+    assert large.answer.status_code == 200
+
+
+def test_crops_of_concurrent_requests_share_batches(narrow, t_pose):
+    crops, batches = (narrow.metric(f"pose_batch_crops_{kind}", model="lpn50/1") for kind in ("sum", "count"))
+
+    async def ask_all() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=narrow.client.base_url, timeout=60) as client:
+            asking = [client.post("/v1/pose", params={"boxes": BOX}, content=t_pose, headers=JPEG) for _ in range(24)]
+            return await asyncio.gather(*asking)
+
+    answers = asyncio.run(ask_all())
+    assert [answer.status_code for answer in answers] == [200] * 24
+    people = [answer.json()["annotations"][0]["keypoints"] for answer in answers]
+    assert max(abs(a - b) for person in people for a, b in zip(person, people[0], strict=True)) < 0.02
+    assert narrow.metric("pose_batch_crops_sum", model="lpn50/1") == crops + 24
+    assert narrow.metric("pose_batch_crops_count", model="lpn50/1") < batches + 24
+
+
+# Deadlines and clients that leave
+
+
+def test_past_its_deadline_a_request_is_answered_so(client, t_pose):
+    answer = client.post("/v1/pose", params={"boxes": BOX, "timeout_ms": 1}, content=t_pose, headers=JPEG)
+    assert (answer.status_code, answer.json()["type"]) == (504, "/problems/deadline_exceeded")
+    assert "timeout_ms" in answer.json()["detail"]
+
+
+def test_past_its_deadline_a_requests_waiting_crops_are_dropped(narrow, t_pose):
+    dropped = narrow.metric("pose_dropped_crops_total", reason="deadline")
+    answer = narrow.client.post(
+        "/v1/pose", params={"boxes": LARGE, "timeout_ms": 400, "flip_test": True}, content=t_pose, headers=JPEG
+    )
+    assert answer.status_code == 504
+    assert narrow.metric("pose_dropped_crops_total", reason="deadline") > dropped
+    assert narrow.metric("pose_queue_crops") == 0
+
+
+def test_a_client_that_leaves_has_its_waiting_crops_dropped(narrow, t_pose):
+    dropped = narrow.metric("pose_dropped_crops_total", reason="disconnect")
+    head = f"POST /v1/pose?boxes={LARGE}&flip_test=true HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+    with connection(narrow.port) as sock:
+        sock.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(t_pose) + t_pose)
+        narrow.wait_until(lambda: narrow.metric("pose_queue_crops") > 0)
+    narrow.wait_until(lambda: narrow.metric("pose_dropped_crops_total", reason="disconnect") > dropped, 2)
+    narrow.wait_until(lambda: narrow.metric("pose_http_requests_in_flight") == 1, 2)
+    answer = narrow.client.post("/v1/pose", params={"boxes": LARGE}, content=t_pose, headers=JPEG)
+    assert answer.status_code == 200  # its room in the queue is free again

@@ -1,0 +1,282 @@
+"""Models, probes, metrics, the OpenAPI document, keys, CORS, and the headers of every answer."""
+
+import itertools
+import re
+
+import httpx
+import pytest
+from prometheus_client import parser
+from prometheus_client.openmetrics import parser as openmetrics
+
+from app import __version__
+from app.api.problems import PROBLEMS
+from app.api.schemas import Options
+
+BOX = "295,15,545,595"
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+def ask(client: httpx.Client, picture: bytes, **headers: str) -> httpx.Response:
+    return client.post("/v1/pose", params={"boxes": BOX}, content=picture, headers=JPEG | headers)
+
+
+# Models
+
+
+def test_models_tells_what_the_service_can_run(client):
+    (model,) = client.get("/v1/models").json()["models"]
+    assert (model["name"], model["version"], model["default"]) == ("lpn50", "1", True)
+    assert (model["network"], model["precision"]) == ("LPN-50", "float32")
+    assert (model["input_width"], model["input_height"]) == (192, 256)
+    assert len(model["keypoints"]) == 17
+    assert len(model["skeleton"]) == 19
+    assert 0 < model["keypoint_threshold"] < 1
+    assert re.fullmatch("[0-9a-f]{64}", model["sha256"])
+    assert isinstance(model["accuracy"], dict)
+
+
+def test_a_model_has_a_page_of_its_own_by_name_and_by_version(client):
+    (model,) = client.get("/v1/models").json()["models"]
+    for name in ("lpn50", "lpn50/1", "lpn50%2F1"):
+        assert client.get(f"/v1/models/{name}").json() == model
+
+
+# Probes
+
+
+def test_probes_answer(client):
+    assert client.get("/livez").json() == {"status": "live"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+
+
+# Metrics
+
+SAMPLES = {
+    "pose_http_requests_total",
+    "pose_http_request_duration_seconds_bucket",
+    "pose_http_requests_in_flight",
+    "pose_stage_duration_seconds_bucket",
+    "pose_images_total",
+    "pose_crops_total",
+    "pose_batch_crops_bucket",
+    "pose_queue_crops",
+    "pose_queue_wait_seconds_bucket",
+    "pose_rejected_total",
+    "pose_dropped_crops_total",
+    "pose_people_per_image_bucket",
+    "pose_inference_workers_busy",
+    "pose_crops_per_second_capacity",
+    "pose_model_info",
+    "process_resident_memory_bytes",
+    "process_cpu_seconds_total",
+    "process_open_fds",
+}
+
+
+def test_every_metric_of_the_contract_is_told_in_both_forms(client, t_pose):
+    ask(client, t_pose)
+    ask(client, b"nothing")
+    client.post("/v1/pose", params={"boxes": BOX, "timeout_ms": 1}, content=t_pose, headers=JPEG)
+    text = client.get("/metrics")
+    assert text.headers["content-type"].startswith("text/plain")
+    families = list(parser.text_string_to_metric_families(text.text))
+    told = {sample.name for family in families for sample in family.samples}
+    assert SAMPLES - {"pose_dropped_crops_total"} <= told
+    assert "pose_dropped_crops" in {family.name for family in families}
+    open_text = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert open_text.headers["content-type"].startswith("application/openmetrics-text")
+    assert open_text.text.endswith("# EOF\n")
+    told = {family.name for family in openmetrics.text_string_to_metric_families(open_text.text)}
+    assert {re.sub("_(total|bucket)$", "", name) for name in SAMPLES} - {"pose_model_info"} <= told
+
+
+def test_buckets_resolve_a_millisecond_to_ten_seconds(client):
+    edges = [
+        float(edge) for edge in re.findall(r'pose_queue_wait_seconds_bucket\{le="([\d.]+)"\}', client.get("/metrics").text)
+    ]
+    assert (edges[0], edges[-1]) == (0.001, 10)
+    assert all(after / before < 1.61 for before, after in itertools.pairwise(edges))
+
+
+def test_an_answered_request_moves_its_metrics(client, service, two_women):
+    names = (
+        ("pose_crops_total", {"model": "lpn50/1"}, 2),
+        ("pose_batch_crops_sum", {"model": "lpn50/1"}, 2),
+        ("pose_images_total", {}, 1),
+        ("pose_people_per_image_sum", {}, 2),
+        ("pose_people_per_image_count", {}, 1),
+        ("pose_queue_wait_seconds_count", {}, 2),
+        ("pose_http_requests_total", {"route": "/v1/pose", "method": "POST", "status": "200"}, 1),
+        ("pose_http_request_duration_seconds_count", {"route": "/v1/pose"}, 1),
+        *(
+            ("pose_stage_duration_seconds_count", {"stage": stage}, 1)
+            for stage in ("read", "decode", "crop", "queue", "infer", "keypoints", "encode", "total")
+        ),
+    )
+    before = [service.metric(name, **labels) for name, labels, _ in names]
+    boxes = "140,200,225,640;620,20,655,825"
+    assert client.post("/v1/pose", params={"boxes": boxes}, content=two_women, headers=JPEG).status_code == 200
+    after = [service.metric(name, **labels) for name, labels, _ in names]
+    for (name, labels, moved), was, is_ in zip(names, before, after, strict=True):
+        assert is_ == was + moved, (name, labels)
+    assert service.metric("pose_crops_per_second_capacity", model="lpn50/1") > 0
+    assert service.metric("pose_model_info", model="lpn50", version="1", precision="float32") == 1
+
+
+def test_a_refused_request_moves_its_metrics(client, service):
+    labels = {"route": "/v1/pose", "method": "POST", "status": "422"}
+    before = service.metric("pose_http_requests_total", **labels), service.metric("pose_rejected_total", code="invalid_image")
+    ask(client, b"nothing")
+    assert service.metric("pose_http_requests_total", **labels) == before[0] + 1
+    assert service.metric("pose_rejected_total", code="invalid_image") == before[1] + 1
+
+
+def test_what_clients_make_up_makes_no_labels(client):
+    for path in ("/made/up", "/v1/models/made-up"):
+        client.get(path)
+    client.request("PROPFIND", "/livez")
+    metrics = client.get("/metrics").text
+    assert "made" not in metrics
+    assert "PROPFIND" not in metrics
+    assert 'route="unmatched"' in metrics
+
+
+# The document
+
+
+def test_the_openapi_document_tells_of_every_page_and_option(client):
+    document = client.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.")
+    assert document["info"]["version"] == __version__
+    assert {"/v1/pose", "/v1/models", "/v1/models/{name}", "/livez", "/readyz", "/metrics"} <= document["paths"].keys()
+    pose = document["paths"]["/v1/pose"]["post"]
+    assert {parameter["name"] for parameter in pose["parameters"]} == {"boxes", *Options.model_fields}
+    assert all(parameter["in"] == "query" and parameter["schema"] for parameter in pose["parameters"])
+    bodies = pose["requestBody"]["content"]
+    assert {"image/jpeg", "image/png", "multipart/form-data", "application/json", "application/octet-stream"} <= bodies.keys()
+    for kind in ("multipart/form-data", "application/json"):
+        assert Options.model_fields.keys() <= bodies[kind]["schema"]["properties"].keys()
+
+
+def test_every_reference_of_the_openapi_document_leads_somewhere(client):
+    document = client.get("/openapi.json")
+    for reference in re.findall(r'"\$ref":"#/([^"]+)"', document.text):
+        place = document.json()
+        for step in reference.split("/"):
+            place = place[step]
+
+
+def test_no_page_names_another_host(client):
+    for path in ("/openapi.json", "/v1/models", "/metrics"):
+        assert "//" not in client.get(path).text
+
+
+# Headers
+
+
+def test_every_answer_has_a_request_id_and_tells_its_times(client, t_pose):
+    for answer in (
+        client.get("/livez"),
+        client.get("/metrics"),
+        client.get("/nothing"),
+        client.get("/openapi.json"),
+        client.get("/v1/pose"),
+        ask(client, t_pose),
+        ask(client, t_pose, Accept="image/jpeg"),
+        ask(client, b"nothing"),
+    ):
+        assert answer.headers["x-request-id"]
+        assert re.search(r"(^|, )total;dur=\d+\.\d\d$", answer.headers["server-timing"])
+
+
+def test_an_answer_tells_the_seconds_of_every_stage(client, t_pose):
+    answer = ask(client, t_pose)
+    times = dict(re.fullmatch(r"(\w+);dur=([\d.]+)", part).groups() for part in answer.headers["server-timing"].split(", "))
+    assert list(times) == ["read", "decode", "crop", "queue", "infer", "keypoints", "encode", "total"]
+    assert float(times["infer"]) > 1
+    assert float(times["total"]) < answer.elapsed.total_seconds() * 1000
+
+
+def test_the_log_has_a_line_with_the_request_id(client, service, t_pose):
+    ask(client, t_pose, **{"X-Request-ID": "find-me.1"})
+    service.wait_until(lambda: "find-me.1" in service.log)
+    (line,) = [line for line in service.log.splitlines() if "find-me.1" in line]
+    assert '"route":"/v1/pose"' in line
+    assert '"status":200' in line
+
+
+# Keys and other origins
+
+
+@pytest.fixture(scope="module")
+def guarded(start_service):
+    """A service with two keys and one origin."""
+    return start_service(api_keys="first-key, second-key", cors_origins="https://pages.example", lanes=1, max_batch_crops=1)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"X-API-Key": "wrong"},
+        {"X-API-Key": ""},
+        {"X-API-Key": "first-key, second-key"},
+        {"X-API-Key": "ä".encode()},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Basic first-key"},
+        {"Authorization": "first-key"},
+    ],
+)
+def test_without_one_of_the_keys_a_request_is_unauthorized(guarded, t_pose, headers):
+    for answer in (
+        guarded.client.post("/v1/pose", params={"boxes": BOX}, content=t_pose, headers=JPEG | headers),
+        guarded.client.get("/v1/models", headers=headers),
+        guarded.client.get("/nothing", headers=headers),
+    ):
+        assert (answer.status_code, answer.json()["type"]) == (401, "/problems/unauthorized")
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-API-Key": "first-key"},
+        {"X-API-Key": "second-key"},
+        {"Authorization": "Bearer first-key"},
+        {"Authorization": "bearer second-key"},
+    ],
+)
+def test_with_one_of_the_keys_a_request_is_answered(guarded, headers):
+    assert guarded.client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_probes_and_metrics_need_no_key(guarded):
+    for path in ("/livez", "/readyz", "/metrics"):
+        assert guarded.client.get(path).status_code == 200
+
+
+def test_keys_are_not_written_to_the_log(guarded):
+    guarded.client.get("/v1/models", headers={"X-API-Key": "first-key"})
+    assert "first-key" not in guarded.log
+    assert "first-key" not in guarded.client.get("/metrics").text
+
+
+def test_a_page_of_the_named_origin_may_ask_and_read_problems(guarded):
+    origin = {"Origin": "https://pages.example"}
+    asked = guarded.client.options("/v1/pose", headers=origin | {"Access-Control-Request-Method": "POST"})
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == "https://pages.example"
+    problem = guarded.client.get("/v1/models", headers=origin)
+    assert problem.status_code == 401
+    assert problem.headers["access-control-allow-origin"] == "https://pages.example"
+    other = guarded.client.get("/livez", headers={"Origin": "https://other.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_no_other_origin_may_ask_by_default(client):
+    origin = {"Origin": "https://pages.example"}
+    assert "access-control-allow-origin" not in client.get("/livez", headers=origin).headers
+    asked = client.options("/v1/pose", headers=origin | {"Access-Control-Request-Method": "POST"})
+    assert (asked.status_code, asked.json()["status"]) == (405, PROBLEMS["method_not_allowed"][0])

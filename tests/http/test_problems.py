@@ -1,0 +1,463 @@
+"""Bad input gives the answer of the table of problems, and nothing else."""
+
+import base64
+import io
+import json
+import re
+import struct
+import zlib
+
+import httpx
+import pytest
+from PIL import Image
+
+from app.api.problems import PROBLEMS
+
+BOX = "295,15,545,595"
+BOXES = [[295, 15, 545, 595]]
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str, *told: str) -> dict:
+    """The answer is that problem with the fields of the table, and its detail tells what is asked for."""
+    problem = answer.json()
+    assert (answer.status_code, problem["type"]) == (status, f"/problems/{code}"), problem
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem.keys() - {"errors"} == {"type", "title", "status", "detail", "request_id"}
+    assert (problem["status"], problem["title"]) == (status, PROBLEMS[code][1])
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert "total;dur=" in answer.headers["server-timing"]
+    for error in problem.get("errors", []):
+        assert error.keys() == {"loc", "msg"}
+        assert isinstance(error["loc"], list)
+    assert not re.search(
+        r"\.py|/app/|Traceback|OpenCV|cv2|onnx|numpy|pydantic|starlette|orjson|Error\b", answer.text, re.IGNORECASE
+    )
+    for part in told:
+        assert part in problem["detail"], problem["detail"]
+    return problem
+
+
+def post(client: httpx.Client, content: bytes, kind: str = "image/jpeg", **options: object) -> httpx.Response:
+    return client.post("/v1/pose", params={"boxes": BOX} | options, content=content, headers={"Content-Type": kind})
+
+
+def post_json(client: httpx.Client, content: object, **options: object) -> httpx.Response:
+    body = content if isinstance(content, bytes) else json.dumps(content)
+    return client.post("/v1/pose", params=options, content=body, headers={"Content-Type": "application/json"})
+
+
+@pytest.fixture(scope="module")
+def small() -> bytes:
+    """A picture of 200 × 100 pixels."""
+    with io.BytesIO() as file:
+        Image.new("RGB", (200, 100), (10, 120, 200)).save(file, "PNG")
+        return file.getvalue()
+
+
+def image(small: bytes, **fields: object) -> dict:
+    return {"data": base64.b64encode(small).decode(), "boxes": [[1, 2, 30, 40]]} | fields
+
+
+def png(width: int, height: int, rows: bytes) -> bytes:
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows, 9)),
+        (b"IEND", b""),
+    )
+    parts = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0",
+        b"hello, this is a text and not a picture",
+        b"BMW is a car, and this is a text that begins like a bitmap, and goes on for a while",
+        b"<html></html>",
+        b"GIF89a" + bytes(100),
+        b"%PDF-1.7\n",
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xd9",
+        b"\x89PNG\r\n\x1a\n",
+        b"RIFF\x04\0\0\0WEBP",
+        b"BM",
+        b"II*\0",
+        b"MM\0*\xff\xff\xff\xff",
+        bytes(1000),
+    ],
+)
+def test_what_is_not_a_picture_is_an_invalid_image(client, content):
+    assert_problem(post(client, content), 422, "invalid_image", "images.0")
+
+
+def test_a_truncated_picture_is_an_invalid_image_at_any_length(client, t_pose):
+    for length in range(0, len(t_pose), len(t_pose) // 25):
+        assert_problem(post(client, t_pose[:length]), 422, "invalid_image")
+
+
+def test_one_bad_picture_refuses_its_request(client, small):
+    pictures = [image(small), image(small[:-20]), image(small)]
+    problem = assert_problem(post_json(client, {"images": pictures}), 422, "invalid_image", "images.1", "PNG")
+    assert problem["errors"][0]["loc"] == ["images", 1]
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(client, service):
+    bomb = png(20_000, 20_000, bytes(2501 * 20_000))
+    assert len(bomb) < 60_000
+    before = service.metric("process_resident_memory_bytes")
+    for _ in range(5):
+        assert_problem(post(client, bomb), 413, "image_too_large", "20000 × 20000", "50,000,000")
+    assert service.metric("process_resident_memory_bytes") < before + 30e6
+
+
+def test_a_picture_too_long_to_crop_is_refused(client):
+    assert_problem(post(client, png(32_767, 10, bytes(4097 * 10)), boxes="1,1,9,9"), 413, "image_too_large", "32,766")
+    assert post(client, png(32_766, 10, bytes(4097 * 10)), boxes="32000,1,700,9").status_code == 200
+
+
+def test_a_picture_of_one_pixel_is_answered(client):
+    answer = post(client, png(1, 1, b"\0\x80"), boxes="0,0,1,1")
+    assert answer.status_code == 200
+    assert answer.json()["images"] == [{"id": 0, "width": 1, "height": 1, "file_name": None}]
+
+
+def test_too_many_pictures_are_refused(client, small):
+    many = [("image", small)] * 17
+    assert_problem(client.post("/v1/pose", files=many), 413, "too_many_images", "17", "16")
+    assert_problem(client.post("/v1/pose", files=many * 20), 413, "too_many_images", "16")
+    assert_problem(post_json(client, {"images": [image(small)] * 17}), 413, "too_many_images", "17", "16")
+
+
+# Boxes
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        "nan,1,2,3",
+        "1,inf,2,3",
+        "1,2,-inf,3",
+        "1,2,3",
+        "1,2,3,4,5",
+        "1,2,3,",
+        "a,b,c,d",
+        "1 2 3 4",
+        "{}",
+        "[1,2,3,4]",
+        "[[1,2,3]]",
+        "[[1,2,3,null]]",
+        '[["1",2,3,4]]',
+        "[[1,2,3,true]]",
+        "[[1,2,3,4]",
+        "null",
+        "[null]",
+        "[[1,2,3,1e999]]",
+        "[[1,2,3,NaN]]",
+        "0,0,0,0",
+        "10,10,0,5",
+        "10,10,5,-5",
+        "-50,10,20,20",
+        "10,-50,20,20",
+        "5000,10,20,20",
+        "10,5000,20,20",
+        "0,0,1e300,1e300",
+        "-1e308,0,1e308,1e308",
+        "0,0,1e-300,1e-300",
+    ],
+)
+def test_a_box_that_shows_nobody_is_an_invalid_box(client, small, box):
+    assert_problem(post(client, small, boxes=box), 422, "invalid_box", "boxes")
+    assert_problem(client.post("/v1/pose", files={"image": small}, data={"boxes": box}), 422, "invalid_box", "boxes")
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        7,
+        "1,2,3,4",
+        {},
+        [1, 2, 3, 4],
+        [[1, 2, 3]],
+        [[1, 2, 3, "4"]],
+        [[1, 2, 3, True]],
+        [[1, 2, 3, None]],
+        [[0, 0, 0, 0]],
+        [[2**64, 0, 1, 1]],
+        [[-(2**63), 0, 1, 1]],
+    ],
+)
+def test_a_bad_box_of_json_is_an_invalid_box(client, small, boxes):
+    assert_problem(post_json(client, {"images": [image(small, boxes=boxes)]}), 422, "invalid_box", "images.0.boxes")
+
+
+def test_the_bad_box_is_named(client, small):
+    pictures = [image(small), image(small, boxes=[[1, 1, 9, 9], [1, 1, 9, 9], [300, 1, 9, 9]])]
+    problem = assert_problem(post_json(client, {"images": pictures}), 422, "invalid_box", "300", "200 × 100")
+    assert problem["errors"][0]["loc"] == ["images", 1, "boxes", 2]
+
+
+@pytest.mark.parametrize("count", [101, 10_000])
+def test_too_many_boxes_are_refused(client, small, count):
+    assert_problem(post_json(client, {"images": [image(small, boxes=[[1, 1, 9, 9]] * count)]}), 413, "too_many_boxes", "100")
+    form = {"boxes": ";".join(["1,1,9,9"] * count)}
+    assert_problem(client.post("/v1/pose", files={"image": small}, data=form), 413, "too_many_boxes", str(count), "100")
+
+
+def test_a_hundred_boxes_are_taken(client, small):
+    assert len(post(client, small, boxes=";".join(["1,1,90,90"] * 100)).json()["annotations"]) == 100
+
+
+def test_more_crops_than_the_queue_can_ever_hold_are_refused(client, small):
+    pictures = [image(small, boxes=[[1, 1, 9, 9]] * 100) for _ in range(5)]
+    assert_problem(post_json(client, {"images": pictures}), 413, "too_many_boxes", "500", "400")
+
+
+def test_boxes_of_several_pictures_must_be_a_list_for_each(client, small):
+    files = [("image", small)] * 2
+    for boxes in ("1,1,9,9", "[[1,1,9,9]]", "[[[1,1,9,9]]]", "[]", "{}", "[1,2]", "[[[1,1,9,9]],3]"):
+        assert_problem(client.post("/v1/pose", files=files, data={"boxes": boxes}), 422, "invalid_box", "boxes")
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"unknown": "1"},
+        {"Boxes": "1,2,3,4"},
+        {"format": "xml"},
+        {"format": ""},
+        {"keypoint_threshold": "1.01"},
+        {"keypoint_threshold": "-0.1"},
+        {"keypoint_threshold": "nan"},
+        {"keypoint_threshold": "high"},
+        {"detection_threshold": "2"},
+        {"max_people": "0"},
+        {"max_people": "101"},
+        {"max_people": "1.5"},
+        {"flip_test": "maybe"},
+        {"timeout_ms": "0"},
+        {"timeout_ms": "60001"},
+        {"timeout_ms": "-5"},
+        {"timeout_ms": "9" * 50},
+        {"timeout_ms": "soon"},
+        {"model": "m" * 129},
+    ],
+)
+def test_an_option_unknown_or_out_of_range_is_an_invalid_option(client, small, options):
+    (name,) = options
+    assert_problem(post(client, small, **options), 422, "invalid_option", name)
+    form = {"boxes": "1,1,9,9"} | options
+    assert_problem(client.post("/v1/pose", files={"image": small}, data=form), 422, "invalid_option", name)
+    assert_problem(post_json(client, {"images": [image(small)]} | options), 422, "invalid_option", name)
+
+
+def test_problems_stay_small_whatever_is_sent(client, small):
+    for options in ({"x" * 5_000_000: 1}, {f"unknown{i}": i for i in range(100_000)}, {"format": "y" * 1_000_000}):
+        answer = post_json(client, {"images": [image(small)]} | options)
+        assert_problem(answer, 422, "invalid_option")
+        assert len(answer.content) < 10_000
+
+
+def test_an_option_given_twice_is_an_invalid_option(client, small):
+    assert_problem(post(client, small, format=["coco", "coco"]), 422, "invalid_option", "format", "twice")
+    files = {"image": small}
+    twice = {"boxes": "1,1,9,9", "format": ["coco", "results"]}
+    assert_problem(client.post("/v1/pose", files=files, data=twice), 422, "invalid_option", "format", "twice")
+    query = {"format": "coco"}
+    for answer in (
+        client.post("/v1/pose", params=query, files=files, data={"boxes": "1,1,9,9", "format": "coco"}),
+        post_json(client, {"images": [image(small)], "format": "coco"}, **query),
+    ):
+        assert_problem(answer, 422, "invalid_option", "format")
+
+
+@pytest.mark.parametrize("model", ["nobody", "lpn50/999", "../lpn50", "lpn50/", "LPN50", "", "ä"])
+def test_a_model_that_there_is_not_is_not_found(client, small, model):
+    assert_problem(post(client, small, model=model, boxes="1,1,9,9"), 404, "model_not_found")
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"{]", b"[", b"nonsense", b"\xff\xfe", b"[]", b"7", b"null", b'{"images": NaN}', b'{"images": "\\ud800"}'],
+)
+def test_broken_json_is_a_malformed_body(client, content):
+    assert_problem(post_json(client, content), 400, "malformed_body")
+
+
+def test_deep_json_is_a_malformed_body(client):
+    assert_problem(post_json(client, b'{"images":' + b"[" * 1_000_000), 400, "malformed_body")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"images": []},
+        {"images": 7},
+        {"images": {}},
+        {"images": [7]},
+        {"images": [{}]},
+        {"images": [{"data": 7}]},
+        {"images": [{"data": None}]},
+        {"images": [{"data": "", "url": "http://localhost/a.jpg"}]},
+        {"images": [{"data": "", "id": -1}]},
+        {"images": [{"data": "", "id": "seven"}]},
+        {"images": [{"data": "", "id": 2**53}]},
+        {"images": [{"data": "", "file_name": 7}]},
+        {"images": [{"data": "", "file_name": "n" * 1025}]},
+    ],
+)
+def test_a_json_body_of_another_shape_is_an_invalid_option(client, content):
+    assert_problem(post_json(client, content), 422, "invalid_option", "images")
+
+
+def test_ids_must_differ(client, small):
+    assert_problem(post_json(client, {"images": [image(small, id=3), image(small, id=3)]}), 422, "invalid_option", "ids")
+    assert_problem(post_json(client, {"images": [image(small, id=1), image(small)]}), 422, "invalid_option", "ids")
+
+
+@pytest.mark.parametrize(
+    "data", ["????", "AAA", "AA=A", "ä", "data:image/png,hello", "data:", "QUJD\nQUJD ", "http://localhost/a.jpg"]
+)
+def test_invalid_base64_is_an_invalid_image(client, small, data):
+    assert_problem(post_json(client, {"images": [image(small, data=data)]}), 422, "invalid_image", "images.0.data")
+
+
+def test_empty_base64_is_an_invalid_image(client, small):
+    for data in ("", "data:image/png;base64,"):
+        assert_problem(post_json(client, {"images": [image(small, data=data)]}), 422, "invalid_image", "images.0", "empty")
+
+
+# Forms
+
+BOUNDARY = "multipart/form-data; boundary=x"
+PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("multipart/form-data", PART + b"abc\r\n--x--\r\n"),
+        ("multipart/form-data; boundary=", PART + b"abc\r\n--x--\r\n"),
+        ("multipart/form-data; boundary=other", PART + b"abc\r\n--x--\r\n"),
+        ("multipart/form-data; boundary=" + "x" * 300, b"--x--\r\n"),
+        ("multipart/form-data; boundary=ä".encode(), b"--x--\r\n"),
+        (BOUNDARY, b""),
+        (BOUNDARY, b"nonsense"),
+        (BOUNDARY, b"--x"),
+        (BOUNDARY, PART),
+        (BOUNDARY, PART + b"abc"),
+        (BOUNDARY, PART + b"abc\r\n--x"),
+        (BOUNDARY, PART + b"abc\r\n" + PART),
+        (BOUNDARY, b"--x\r\n\r\nabc\r\n--x--\r\n"),
+        (BOUNDARY, b"--x\r\nContent-Disposition: form-data\r\n\r\nabc\r\n--x--\r\n"),
+        (BOUNDARY, b"--x\r\nContent-Disposition\r\n\r\nabc\r\n--x--\r\n"),
+        (BOUNDARY, b"--x\r\n" + b"A" * 100_000 + b": b\r\n\r\nabc\r\n--x--\r\n"),
+        (BOUNDARY, b"--x\r\n" + b"A: b\r\n" * 10_000 + b"\r\nabc\r\n--x--\r\n"),
+        (BOUNDARY, b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nabc\r\n' * 1000 + b"--x--\r\n"),
+    ],
+)
+def test_a_broken_form_is_a_malformed_body(client, kind, content):
+    answer = client.post("/v1/pose", content=content, headers={"Content-Type": kind})
+    assert_problem(answer, 400, "malformed_body")
+
+
+def test_a_form_truncated_at_any_length_is_a_malformed_body(client, small):
+    content = PART + small + b'\r\n--x\r\nContent-Disposition: form-data; name="boxes"\r\n\r\n1,1,9,9\r\n--x--'
+    headers = {"Content-Type": BOUNDARY}
+    assert client.post("/v1/pose", content=content, headers=headers).status_code == 200
+    for length in range(0, len(content) - 1, 7):
+        assert_problem(client.post("/v1/pose", content=content[:length], headers=headers), 400, "malformed_body")
+
+
+def test_a_form_without_a_picture_is_an_invalid_image(client, small):
+    for part in ({"boxes": (None, "1,1,9,9")}, {"image": (None, small)}):
+        assert_problem(client.post("/v1/pose", files=part), 422, "invalid_image", "image")
+
+
+@pytest.mark.parametrize("charset", ["unicode_escape", "utf-7", "idna", "punycode", "utf-16", "rot13", "zlib", "nonsense"])
+def test_a_form_in_another_charset_than_utf8_is_a_malformed_body(client, small, charset):
+    part = PART.replace(b'"a"', rb'"\ud800"') + small + b"\r\n--x\r\n" + rb'Content-Disposition: form-data; name="\ud800"'
+    content = part + b"\r\n\r\n" + rb"\ud800" + b"\r\n--x--\r\n"
+    answer = client.post("/v1/pose", content=content, headers={"Content-Type": f"{BOUNDARY}; charset={charset}"})
+    assert_problem(answer, 400, "malformed_body")
+
+
+def test_a_field_of_bytes_that_are_no_text_is_an_unknown_option(client, small):
+    part = b'--x\r\nContent-Disposition: form-data; name="\xff\xfe"\r\n\r\n\xff\r\n'
+    for kind in (BOUNDARY, BOUNDARY + "; charset=UTF-8"):
+        answer = client.post("/v1/pose", content=part + PART + small + b"\r\n--x--\r\n", headers={"Content-Type": kind})
+        assert_problem(answer, 422, "invalid_option")
+
+
+def test_a_file_part_of_another_name_is_an_invalid_option(client, small):
+    answer = client.post("/v1/pose", files={"image": small, "picture": small})
+    assert_problem(answer, 422, "invalid_option", "picture")
+
+
+# Kinds and routes
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "image/gif", "application/x-www-form-urlencoded", "nonsense", "", "application/json5"]
+)
+def test_another_kind_of_body_is_an_unsupported_media_type(client, small, kind):
+    assert_problem(post(client, small, kind), 415, "unsupported_media_type", "image/jpeg")
+
+
+def test_a_body_without_a_kind_is_an_unsupported_media_type(client, small):
+    request = client.build_request("POST", "/v1/pose", params={"boxes": BOX}, content=small)
+    request.headers.pop("content-type", None)
+    assert_problem(client.send(request), 415, "unsupported_media_type", "missing")
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/v1", "/v1/pose/", "/v1/pose/x", "/v1/models/", "/..%2f..%2fetc/passwd", "/%00", "//"]
+)
+def test_another_path_is_not_found(client, path):
+    problem = client.get(path)
+    assert problem.status_code == 404
+    assert_problem(problem, 404, problem.json()["type"].removeprefix("/problems/"))
+
+
+@pytest.mark.parametrize("path", ["/v1/models/nobody", "/v1/models/lpn50/999", "/v1/models/lpn50/1/2", "/v1/models/..%2f.."])
+def test_a_model_that_there_is_not_has_no_page(client, path):
+    assert_problem(client.get(path), 404, "model_not_found")
+
+
+def test_another_method_is_not_allowed(client):
+    for method, path in (
+        ("GET", "/v1/pose"),
+        ("DELETE", "/v1/pose"),
+        ("POST", "/v1/models"),
+        ("POST", "/livez"),
+        ("PATCH", "/metrics"),
+    ):
+        answer = client.request(method, path)
+        assert_problem(answer, 405, "method_not_allowed")
+        assert answer.headers["allow"]
+
+
+# Request ids
+
+
+def test_a_request_id_is_given_back_or_made(client):
+    for given in ("a", "A-b_c.9", "x" * 128):
+        assert client.get("/livez", headers={"X-Request-ID": given}).headers["x-request-id"] == given
+    for given in ("", "x" * 129, "a b", "ä".encode(), "a/b", "<script>"):
+        made = client.get("/livez", headers={"X-Request-ID": given}).headers["x-request-id"]
+        assert re.fullmatch(r"[0-9a-f]{32}", made)
+
+
+def test_every_problem_of_the_table_has_a_status_of_its_class():
+    assert all(400 <= status < 600 and title for status, title in PROBLEMS.values())

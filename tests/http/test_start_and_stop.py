@@ -1,0 +1,199 @@
+"""Starting with wrong settings or damaged models, and stopping without losing a request."""
+
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STORE = ROOT / "model_store"
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+def refusal(**settings: object) -> str:
+    """What a service that does not start says; it must end by itself, with a code other than 0."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("POSE_")}
+    environment |= {"POSE_PORT": "0"} | {f"POSE_{name.upper()}": str(value) for name, value in settings.items()}
+    ended = subprocess.run(
+        [sys.executable, "-m", "app"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode != 0
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "high"),
+        ("port", "65536"),
+        ("max_images", "0"),
+        ("body_timeout_s", "-1"),
+        ("log_level", "LOUD"),
+        ("drain_s", ""),
+    ],
+)
+def test_a_wrong_setting_is_told_in_one_line(name, value):
+    said = refusal(**{name: value})
+    assert said.startswith(f"POSE_{name.upper()}: ")
+    assert value in said
+    assert said.count("\n") == 1
+
+
+def test_every_wrong_setting_is_told():
+    said = refusal(port="x", lanes="y").splitlines()
+    assert {line.split(":")[0] for line in said} == {"POSE_PORT", "POSE_LANES"}
+
+
+def test_a_port_that_is_taken_is_told_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refusal(port=port)
+    assert said.count("\n") == 1, said
+    assert f"POSE_PORT: cannot listen on 127.0.0.1:{port}" in said
+
+
+def test_a_host_that_is_not_this_machines_is_told_in_one_line():
+    said = refusal(host="192.0.2.1")
+    assert said.count("\n") == 1, said
+    assert "POSE_HOST" in said
+
+
+def test_a_default_model_that_there_is_not_is_told_in_one_line():
+    said = refusal(default_model="nobody")
+    assert said.count("\n") == 1
+    assert "POSE_DEFAULT_MODEL" in said
+    assert "nobody" in said
+
+
+# Models
+
+
+@pytest.fixture
+def store(tmp_path) -> Path:
+    """A copy of the model store with one model."""
+    shutil.copytree(STORE / "lpn50/1", tmp_path / "lpn50/1")
+    return tmp_path
+
+
+def test_an_empty_store_is_told_in_one_line(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        said = refusal(model_store=folder)
+        assert said.count("\n") == 1
+        assert "POSE_MODEL_STORE" in said
+
+
+def test_a_corrupt_model_is_told_in_one_line(store):
+    file = store / "lpn50/1/model.onnx"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    said = refusal(model_store=store)
+    assert said.count("\n") == 1
+    assert "lpn50/1: model.onnx has sha256" in said
+
+
+def test_a_truncated_model_is_told_in_one_line_even_where_its_sha256_is_right(store):
+    file, description = store / "lpn50/1/model.onnx", store / "lpn50/1/model.toml"
+    before = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.write_bytes(file.read_bytes()[:-1000])
+    description.write_text(description.read_text().replace(before, hashlib.sha256(file.read_bytes()).hexdigest()))
+    said = refusal(model_store=store)
+    assert said.count("\n") == 1, said
+    assert "lpn50/1: model.onnx" in said
+
+
+def test_a_missing_model_is_told_in_one_line(store):
+    (store / "lpn50/1/model.onnx").unlink()
+    said = refusal(model_store=store)
+    assert said.count("\n") == 1
+    assert "lpn50/1: model.onnx cannot be read" in said
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopping_service_answers_the_requests_that_it_has_accepted(start_service, t_pose, stop):
+    service = start_service()
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        boxes = ";".join(["295,15,545,595"] * 40)
+        answers.append(
+            httpx.post(
+                service.client.base_url.join("/v1/pose"), params={"boxes": boxes}, content=t_pose, headers=JPEG, timeout=60
+            )
+        )
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    service.wait_until(lambda: service.metric("pose_queue_crops") > 0)
+    service.process.send_signal(stop)
+    assert service.process.wait(30) == 0
+    asking.join()
+    assert answers[0].status_code == 200
+    assert len(answers[0].json()["annotations"]) == 40
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(service.client.base_url.join("/livez"))
+
+
+def test_a_stopping_service_takes_no_new_connections(start_service, t_pose):
+    service = start_service(lanes=1)
+    boxes = ";".join(["295,15,545,595"] * 60)
+    asking = threading.Thread(
+        target=lambda: httpx.post(
+            service.client.base_url.join("/v1/pose"), params={"boxes": boxes}, content=t_pose, headers=JPEG, timeout=60
+        )
+    )
+    asking.start()
+    service.wait_until(lambda: service.metric("pose_queue_crops") > 0)
+    service.process.terminate()
+    time.sleep(0.3)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(service.client.base_url.join("/livez"))
+    asking.join()
+    assert service.process.wait(30) == 0
+
+
+def test_an_idle_service_stops_at_once(start_service):
+    service = start_service()
+    started = time.monotonic()
+    service.process.terminate()
+    assert service.process.wait(30) == 0
+    assert time.monotonic() - started < 5
+    assert "Traceback" not in service.log
+
+
+def test_work_that_outlasts_the_drain_is_cut_off(start_service, t_pose):
+    service = start_service(drain_s=1, lanes=1)
+    boxes = ";".join(["295,15,545,595"] * 100)
+    url, params = service.client.base_url.join("/v1/pose"), {"boxes": boxes, "flip_test": True}
+    answers: list[object] = []
+
+    def ask() -> None:
+        try:
+            answers.append(httpx.post(url, params=params, content=t_pose, headers=JPEG, timeout=60).status_code)
+        except httpx.TransportError as error:
+            answers.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    service.wait_until(lambda: service.metric("pose_queue_crops") > 0)
+    service.process.terminate()
+    assert service.process.wait(15) == 0
+    asking.join()
+    assert len(answers) == 1

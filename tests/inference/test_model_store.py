@@ -1,0 +1,159 @@
+"""The model store: every fault of a model is told by a message that names the file."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from app.inference.model_store import ModelError, load_model, stored_models
+from app.inference.pose import PoseModel
+
+STORE = Path(__file__).parents[2] / "model_store"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A copy of a model that may be damaged."""
+    shutil.copytree(STORE / "lpn50/1", tmp_path / "lpn50/1")
+    return tmp_path / "lpn50/1"
+
+
+def edit(folder: Path, change: Callable[[str], str]) -> None:
+    file = folder / "model.toml"
+    before = file.read_text()
+    file.write_text(change(before))
+    assert file.read_text() != before
+
+
+def set_graph(folder: Path, content: bytes) -> None:
+    """Another model.onnx, with the sha256 to match."""
+    before = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    (folder / "model.onnx").write_bytes(content)
+    edit(folder, lambda text: text.replace(before, hashlib.sha256(content).hexdigest()))
+
+
+def graph(
+    inputs: list[object] = [1, 256, 192, 3],  # noqa: B006
+    outputs: list[object] = [1, 17, 64, 48],  # noqa: B006
+    type_: int = TensorProto.UINT8,
+    more: int = 0,
+) -> bytes:
+    """A small graph that answers zeros of the given shapes."""
+    content = helper.make_tensor("zeros", TensorProto.FLOAT, [1], [0.0])
+    names = [f"out{i}" for i in range(more + 1)]
+    made = helper.make_graph(
+        [helper.make_node("ConstantOfShape", ["shape"], [name], value=content) for name in names],
+        "g",
+        [helper.make_tensor_value_info("crops", type_, inputs)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, outputs) for name in names],
+        [helper.make_tensor("shape", TensorProto.INT64, [len(outputs)], outputs)],
+    )
+    return onnx.helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def test_every_model_of_the_store_is_whole():
+    found = list(stored_models(STORE))
+    assert found
+    for name, version, folder in found:
+        stored = load_model(folder)
+        assert stored.description.id == f"{name}/{version}"
+        assert PoseModel.load(folder).description == stored.description
+
+
+def test_models_are_listed_by_name_and_ascending_version(tmp_path):
+    for place in ("b/1", "a/10", "a/9", "a/latest", "a/.tmp"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "model.toml").touch()
+    (tmp_path / "a/11").mkdir()
+    assert [(name, version) for name, version, _ in stored_models(tmp_path)] == [("a", "9"), ("a", "10"), ("b", "1")]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.toml"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=rf"lpn50/1: {name} cannot be read"):
+        load_model(folder)
+
+
+def test_a_wrong_sha256_is_told(folder):
+    with (folder / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ModelError, match=r"lpn50/1: model\.onnx has sha256 [0-9a-f]{12}…, model\.toml says [0-9a-f]{12}…"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: "",
+        lambda _: "no toml [",
+        lambda text: text.replace("width=192", 'width="wide"'),
+        lambda text: text.replace("width=192", "width=0"),
+        lambda text: text.replace("beta=160.0", ""),
+        lambda text: text.replace("beta=160.0", "beta=160.0\ngamma=1"),
+        lambda text: text.replace("float32", "float8"),
+        lambda text: text.replace('"BGR"', '"BRG"'),
+        lambda text: text.replace("[0, 2, 1,", "[0, 2, 2,"),
+        lambda text: text.replace("[16, 14]", "[18, 14]"),
+        lambda text: text.replace("[16, 14]", "[0, 14]"),
+        lambda text: text.replace("threshold=0.2", "threshold=2"),
+        lambda text: text.replace('sha256="', 'sha256="x'),
+    ],
+)
+def test_a_description_that_is_not_valid_is_told(folder, change):
+    edit(folder, lambda text: change(text.replace(" = ", "=")))
+    with pytest.raises(ModelError, match=r"lpn50/1: model\.toml is not valid") as told:
+        load_model(folder)
+    assert "\n" not in str(told.value)
+
+
+def test_a_description_that_is_no_text_is_told(folder):
+    (folder / "model.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ModelError, match=r"lpn50/1: model\.toml is not valid"):
+        load_model(folder)
+
+
+def test_a_model_under_another_name_is_told(folder):
+    moved = folder.rename(folder.parent / "2")
+    with pytest.raises(ModelError, match=r"lpn50/2: model\.toml calls itself lpn50/1"):
+        load_model(moved)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", (STORE / "lpn50/1/model.onnx").read_bytes()[:-1000]])
+def test_a_file_that_is_no_graph_is_told(folder, content):
+    set_graph(folder, content)
+    with pytest.raises(ModelError, match=r"lpn50/1: model\.onnx is not a graph"):
+        PoseModel.load(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        graph(inputs=[1, 3, 256, 192]),
+        graph(inputs=[1, 256, 256, 3]),
+        graph(inputs=[1, 256, 192]),
+        graph(outputs=[1, 18, 64, 48]),
+        graph(outputs=[1, 17, 48, 64]),
+        graph(type_=TensorProto.FLOAT),
+        graph(more=1),
+    ],
+    ids=["NCHW", "square", "no channels", "18 joints", "turned", "float", "two outputs"],
+)
+def test_another_graph_is_told(folder, content):
+    set_graph(folder, content)
+    with pytest.raises(
+        ModelError, match=r"lpn50/1: model\.onnx must take uint8 \[N, 256, 192, 3\] and give \[N, 17, 64, 48\]"
+    ):
+        PoseModel.load(folder)
+
+
+def test_messages_name_no_path(folder):
+    for damage in (lambda: edit(folder, lambda _: "no toml ["), (folder / "model.onnx").unlink):
+        damage()
+        with pytest.raises(ModelError) as told:
+            load_model(folder)
+        assert str(folder.parent.parent) not in str(told.value)

@@ -1,0 +1,408 @@
+"""The scheduler: fair batches, one answer for every request, and lanes that die or stand still."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.inference import scheduler
+from app.inference.scheduler import (
+    BatchFailed,
+    BatchResult,
+    LaneLost,
+    Network,
+    QueueFull,
+    Scheduler,
+    ShuttingDown,
+    TooManyCrops,
+)
+from app.telemetry.metrics import Metrics
+
+Run = Callable[[np.ndarray], BatchResult]
+
+
+def crops(*values: int) -> np.ndarray:
+    """Crops [N, 1] that are known by their values."""
+    return np.array(values, np.uint8).reshape(-1, 1)
+
+
+def doubled(batch: np.ndarray) -> BatchResult:
+    return BatchResult(batch.astype(np.float32) * 2, 0.001, 0.001)
+
+
+def soon(seconds: float = 30) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+class Gate:
+    """A network whose calls wait until it is opened; `batches` are the values of each call."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.opened = threading.Event()
+        self.network = Network("gate", self._run)
+
+    def _run(self, batch: np.ndarray) -> BatchResult:
+        self.batches.append(batch[:, 0].tolist())
+        assert self.opened.wait(20)
+        return doubled(batch)
+
+
+def drive(
+    work: Callable[[Scheduler], Coroutine[Any, Any, None]], lanes: int = 1, queue: int = 100, batch: int = 4
+) -> Metrics:
+    """Run `work` with a scheduler that is started and stopped; the metrics that it left."""
+    metrics = Metrics()
+
+    async def main() -> None:
+        running = Scheduler(lanes, queue, batch, metrics)
+        running.start()
+        try:
+            await asyncio.wait_for(work(running), 20)
+        finally:
+            await running.stop()
+
+    asyncio.run(main())
+    return metrics
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - threads make it true, and set no event of the loop
+            await asyncio.sleep(0.002)
+
+
+def test_results_are_given_in_the_order_of_the_crops():
+    async def work(s: Scheduler) -> None:
+        ticket = await s.run(Network("n", doubled), crops(*range(11)), soon())
+        assert [float(v[0]) for v in ticket.results] == [2.0 * i for i in range(11)]
+        assert ticket.infer_seconds > 0
+
+    metrics = drive(work, lanes=2)
+    assert value(metrics, "pose_crops_total", model="n") == 11
+    assert value(metrics, "pose_queue_crops") == 0
+    assert value(metrics, "pose_inference_workers_busy") == 0
+
+
+def test_a_request_without_crops_is_answered_at_once():
+    async def work(s: Scheduler) -> None:
+        assert (await s.run(Network("n", doubled), crops(), soon())).results == []
+
+    drive(work)
+
+
+def test_a_batch_runs_the_moment_a_lane_is_free():
+    async def work(s: Scheduler) -> None:
+        gate = Gate()
+        job = asyncio.create_task(s.run(gate.network, crops(1), soon()))
+        await until(lambda: gate.batches == [[1]])
+        gate.opened.set()
+        await job
+
+    drive(work, batch=64)
+
+
+def test_crops_of_concurrent_requests_share_a_batch():
+    async def work(s: Scheduler) -> None:
+        gate = Gate()
+        jobs = [asyncio.create_task(s.run(gate.network, crops(i), soon())) for i in range(5)]
+        await until(lambda: len(gate.batches) == 1)
+        gate.opened.set()
+        await asyncio.gather(*jobs)
+        assert gate.batches == [[0], [1, 2, 3, 4]]
+
+    metrics = drive(work)
+    assert value(metrics, "pose_batch_crops_count", model="gate") == 2
+
+
+def test_waiting_requests_are_served_one_crop_each_in_turn():
+    async def work(s: Scheduler) -> None:
+        gate = Gate()
+        blocker = asyncio.create_task(s.run(gate.network, crops(99), soon()))
+        await until(lambda: len(gate.batches) == 1)
+        large = asyncio.create_task(s.run(gate.network, crops(10, 11, 12, 13, 14, 15), soon()))
+        small = asyncio.create_task(s.run(gate.network, crops(20), soon()))
+        pair = asyncio.create_task(s.run(gate.network, crops(30, 31), soon()))
+        await until(lambda: s.waiting == 9)
+        gate.opened.set()
+        await asyncio.gather(blocker, large, small, pair)
+        assert gate.batches[1:] == [[10, 20, 30], [11, 31, 12], [13, 14, 15]]
+
+    drive(work, batch=3)
+
+
+def test_a_large_request_is_dealt_out_to_all_lanes():
+    async def work(s: Scheduler) -> None:
+        gate = Gate()
+        blockers = [asyncio.create_task(s.run(gate.network, crops(i), soon())) for i in (98, 99)]
+        await until(lambda: len(gate.batches) == 2)
+        job = asyncio.create_task(s.run(gate.network, crops(1, 2, 3, 4), soon()))
+        await until(lambda: s.waiting == 4)
+        gate.opened.set()
+        await asyncio.gather(*blockers, job)
+        assert sorted(map(len, gate.batches[2:])) in ([2, 2], [1, 1, 2])
+
+    drive(work, lanes=2, batch=4)
+
+
+def test_crops_for_other_networks_share_no_batch_and_keep_their_turn():
+    async def work(s: Scheduler) -> None:
+        a, b = Gate(), Gate()
+        jobs = [asyncio.create_task(s.run(a.network, crops(0), soon()))]
+        await until(lambda: len(a.batches) == 1)
+        jobs += [
+            asyncio.create_task(s.run(network, crops(i), soon()))
+            for i, network in enumerate((b.network, a.network, b.network, a.network), 1)
+        ]
+        await until(lambda: s.waiting == 4)
+        a.opened.set()
+        b.opened.set()
+        await asyncio.gather(*jobs)
+        assert (a.batches, b.batches) == ([[0], [2, 4]], [[1, 3]])
+
+    drive(work)
+
+
+def test_a_batch_that_fails_answers_every_member():
+    def broken(batch: np.ndarray) -> BatchResult:
+        raise ValueError(batch)
+
+    async def work(s: Scheduler) -> None:
+        gate = Gate()
+        blocker = asyncio.create_task(s.run(gate.network, crops(0), soon()))
+        await until(lambda: len(gate.batches) == 1)
+        network = Network("broken", broken)
+        jobs = [asyncio.create_task(s.run(network, crops(i), soon())) for i in (1, 2, 3)]
+        await until(lambda: s.waiting == 3)
+        gate.opened.set()
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [BatchFailed] * 3
+        await blocker
+        assert len((await s.run(Network("n", doubled), crops(1), soon())).results) == 1
+
+    drive(work)
+
+
+def test_a_large_request_of_which_one_batch_fails_is_answered_once_and_its_rest_is_skipped():
+    seen = []
+
+    def fails_at_two(batch: np.ndarray) -> BatchResult:
+        seen.extend(batch[:, 0].tolist())
+        if 2 in batch:
+            raise ValueError("two")
+        return doubled(batch)
+
+    async def work(s: Scheduler) -> None:
+        with pytest.raises(BatchFailed):
+            await s.run(Network("n", fails_at_two), crops(0, 1, 2, 3, 4, 5, 6, 7), soon())
+        assert s.waiting == 0
+
+    drive(work, batch=2)
+    assert seen == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("fatal", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_lane_that_dies_answers_its_members_and_is_replaced(fatal):
+    def dying(batch: np.ndarray) -> BatchResult:
+        raise fatal
+
+    async def work(s: Scheduler) -> None:
+        with pytest.raises(LaneLost):
+            await s.run(Network("dying", dying), crops(1, 2), soon())
+        assert len((await s.run(Network("n", doubled), crops(1, 2, 3), soon())).results) == 3
+        assert s.ready
+
+    assert value(drive(work), "pose_inference_workers_replaced_total") == 1
+
+
+def test_a_lane_that_stands_still_answers_its_members_and_is_replaced(monkeypatch):
+    monkeypatch.setattr(scheduler, "_TEND_SECONDS", 0.01)
+    monkeypatch.setattr(scheduler, "_STALLED_SECONDS", 0.05)
+    monkeypatch.setattr(scheduler, "_STALLED_TIMES", 1)
+    gate = Gate()
+
+    async def work(s: Scheduler) -> None:
+        stalled = asyncio.create_task(s.run(gate.network, crops(1), soon()))
+        await until(lambda: len(gate.batches) == 1)
+        waiting = asyncio.create_task(s.run(Network("n", doubled), crops(2), soon()))
+        with pytest.raises(LaneLost):
+            await stalled
+        assert len((await waiting).results) == 1
+        gate.opened.set()  # the old lane comes back and must change nothing
+        await asyncio.sleep(0.05)
+        assert len((await s.run(Network("n", doubled), crops(3), soon())).results) == 1
+
+    metrics = drive(work)
+    assert value(metrics, "pose_inference_workers_replaced_total") == 1
+    assert value(metrics, "pose_inference_workers_busy") == 0
+
+
+def test_a_result_that_is_none_of_a_networks_is_a_failed_batch():
+    for wrong in (lambda batch: doubled(batch[:-1]), lambda _: None):
+
+        async def work(s: Scheduler, run: Run = wrong) -> None:
+            with pytest.raises((BatchFailed, LaneLost)):
+                await s.run(Network("wrong", run), crops(1, 2), soon(5))
+            assert len((await s.run(Network("n", doubled), crops(1), soon())).results) == 1
+
+        drive(work)
+
+
+def test_work_whose_deadline_has_passed_is_dropped_before_it_runs():
+    async def work(s: Scheduler) -> None:
+        gate = Gate()
+        blocker = asyncio.create_task(s.run(gate.network, crops(0), soon()))
+        await until(lambda: len(gate.batches) == 1)
+        with pytest.raises(TimeoutError):
+            await s.run(gate.network, crops(1, 2, 3), soon(0.02))
+        assert s.waiting == 0
+        gate.opened.set()
+        await blocker
+        assert gate.batches == [[0]]
+
+    metrics = drive(work)
+    assert value(metrics, "pose_dropped_crops_total", reason="deadline") == 3
+
+
+def test_a_deadline_that_has_passed_already_runs_nothing():
+    async def work(s: Scheduler) -> None:
+        gate = Gate()
+        with pytest.raises(TimeoutError):
+            await s.run(gate.network, crops(1), soon(-1))
+        assert gate.batches == []
+        assert s.waiting == 0
+
+    assert value(drive(work), "pose_dropped_crops_total", reason="deadline") == 1
+
+
+def test_work_whose_client_is_gone_is_dropped_before_it_runs():
+    async def work(s: Scheduler) -> None:
+        gate = Gate()
+        blocker = asyncio.create_task(s.run(gate.network, crops(0), soon()))
+        await until(lambda: len(gate.batches) == 1)
+        leaving = asyncio.create_task(s.run(gate.network, crops(1, 2), soon()))
+        staying = asyncio.create_task(s.run(gate.network, crops(3), soon()))
+        await until(lambda: s.waiting == 3)
+        leaving.cancel()
+        await asyncio.wait({leaving})
+        gate.opened.set()
+        await asyncio.gather(blocker, staying)
+        assert gate.batches == [[0], [3]]
+
+    metrics = drive(work)
+    assert value(metrics, "pose_dropped_crops_total", reason="disconnect") == 2
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_return():
+    async def work(s: Scheduler) -> None:
+        with s.admit(3):
+            with pytest.raises(QueueFull) as full, s.admit(3):
+                pass
+            assert full.value.retry_after >= 1
+            with s.admit(2):
+                assert s.admitted == 5
+        with s.admit(5):
+            pass
+        assert s.admitted == 0
+
+    drive(work, queue=5)
+
+
+def test_room_is_given_back_by_a_request_that_fails():
+    async def work(s: Scheduler) -> None:
+        with pytest.raises(KeyError), s.admit(5):
+            raise KeyError
+        with s.admit(5):
+            pass
+
+    drive(work, queue=5)
+
+
+def test_more_crops_than_the_queue_holds_are_told_from_a_full_queue():
+    async def work(s: Scheduler) -> None:
+        with pytest.raises(TooManyCrops, match=r"6 .* 5"), s.admit(6):
+            pass
+
+    drive(work, queue=5)
+
+
+def test_stopping_answers_what_still_waits():
+    async def main() -> None:
+        gate = Gate()
+        s = Scheduler(1, 100, 4, Metrics())
+        s.start()
+        running = asyncio.create_task(s.run(gate.network, crops(0), soon()))
+        await until(lambda: len(gate.batches) == 1)
+        waiting = asyncio.create_task(s.run(gate.network, crops(1), soon()))
+        await until(lambda: s.waiting == 1)
+        stopping = asyncio.create_task(s.stop())
+        with pytest.raises(ShuttingDown):
+            await waiting
+        gate.opened.set()
+        await asyncio.gather(stopping, running)
+        assert not s.ready
+
+    asyncio.run(main())
+
+
+Request = tuple[int, str, str, int]  # crops, what the network does, what the client does, milliseconds before it is sent
+REQUESTS = st.tuples(
+    st.integers(0, 6),
+    st.sampled_from(["answers", "answers", "answers", "fails", "dies"]),
+    st.sampled_from(["waits", "waits", "leaves", "hurries"]),
+    st.integers(0, 4),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(REQUESTS, min_size=1, max_size=10), st.integers(1, 3), st.integers(1, 5))
+def test_every_request_gets_exactly_one_answer_under_any_schedule(requests: list[Request], lanes: int, batch: int):
+    def fails(batch: np.ndarray) -> BatchResult:
+        raise ValueError
+
+    def dies(batch: np.ndarray) -> BatchResult:
+        raise SystemExit
+
+    def slow(batch: np.ndarray) -> BatchResult:
+        time.sleep(0.0005)
+        return doubled(batch)
+
+    networks = {"answers": Network("a", slow), "fails": Network("f", fails), "dies": Network("d", dies)}
+
+    async def one(s: Scheduler, number: int, request: Request) -> None:
+        count, network, client, delay = request
+        await asyncio.sleep(delay / 1000)
+        values = [(16 * number + i) % 256 for i in range(count)]
+        job = asyncio.create_task(s.run(networks[network], crops(*values), soon(0.001 if client == "hurries" else 30)))
+        if client == "leaves":
+            await asyncio.sleep(0.0005)
+            job.cancel()
+        await asyncio.wait({job})
+        if job.cancelled():
+            assert client == "leaves"
+            return
+        error = job.exception()
+        if error is None:
+            assert count == 0 or network == "answers"
+            assert [float(v[0]) for v in job.result().results] == [2.0 * v for v in values]
+        else:
+            allowed = {"answers": (), "fails": (BatchFailed,), "dies": (LaneLost,)}[network]
+            assert isinstance(error, (*allowed, TimeoutError) if client == "hurries" else allowed)
+
+    async def work(s: Scheduler) -> None:
+        await asyncio.gather(*(one(s, number, request) for number, request in enumerate(requests)))
+        assert s.waiting == 0
+
+    metrics = drive(work, lanes, batch=batch)
+    assert value(metrics, "pose_queue_crops") == 0
+    assert value(metrics, "pose_inference_workers_busy") == 0

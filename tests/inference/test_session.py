@@ -1,0 +1,54 @@
+"""The one thread rule: cores are counted by affinity and by the cgroup's quota, of either version."""
+
+import os
+
+import cv2
+import pytest
+
+from app.inference.session import take_one_thread_each, usable_cores
+
+
+@pytest.fixture(autouse=True)
+def eight_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("50000 100000", 1),
+        ("1000 100000", 1),
+        ("900000 50000", 8),
+    ],
+)
+def test_the_quota_of_cgroup_v2_counts(tmp_path, limit, cores):
+    (tmp_path / "cpu.max").write_text(limit + "\n")
+    assert usable_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("-1", 8), ("300000", 3), ("250000", 3), ("10000", 1)])
+def test_the_quota_of_cgroup_v1_counts(tmp_path, quota, cores):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text(quota + "\n")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    assert usable_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize("content", ["", "max", "1 2 3"])
+def test_a_quota_that_cannot_be_read_is_none(tmp_path, content):
+    (tmp_path / "cpu.max").write_text(content)
+    assert usable_cores(tmp_path) == 8
+
+
+def test_without_a_cgroup_the_affinity_counts(tmp_path, monkeypatch):
+    assert usable_cores(tmp_path / "nowhere") == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    assert usable_cores(tmp_path / "nowhere") == 1
+
+
+def test_opencv_opens_no_pool():
+    take_one_thread_each()
+    assert cv2.getNumThreads() == 1

@@ -1,0 +1,46 @@
+"""Log lines: one JSON object each, whatever is logged."""
+
+import json
+import logging
+import subprocess
+import sys
+
+from app.telemetry.logs import JsonLines
+
+
+def line(message: object, *args: object, **fields: object) -> dict:
+    record = logging.getLogger("a.logger").makeRecord("a.logger", logging.WARNING, "f", 1, message, args, None, extra=fields)
+    text = JsonLines().format(record)
+    assert "\n" not in text
+    return json.loads(text)
+
+
+def test_a_line_has_time_level_logger_and_message():
+    told = line("%s of %d", "one", 2)
+    assert told.keys() == {"time", "level", "logger", "message"}
+    assert (told["level"], told["logger"], told["message"]) == ("warning", "a.logger", "one of 2")
+    assert told["time"].endswith("+00:00")
+
+
+def test_extra_fields_become_fields_of_the_line():
+    told = line("x", status=200, request_id="a", text="two\nlines", odd=object)
+    assert (told["status"], told["request_id"], told["text"]) == (200, "a", "two\nlines")
+    assert "object" in told["odd"]
+
+
+def test_an_exception_is_one_field():
+    error = ValueError("two\nlines")
+    record = logging.getLogger("a").makeRecord("a", logging.ERROR, "f", 1, "failed", (), (ValueError, error, None))
+    text = JsonLines().format(record)
+    assert "\n" not in text
+    assert "ValueError: two\nlines" in json.loads(text)["exception"]
+
+
+def test_every_logger_writes_json_lines_of_the_level_asked_for():
+    script = (
+        "import logging; from app.telemetry import logs; logs.configure('WARNING');"
+        "logging.getLogger('x').info('no'); logging.getLogger('x').warning('yes');"
+        "logging.getLogger('uvicorn.error').warning('too')"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert [json.loads(line)["message"] for line in ended.stderr.splitlines()] == ["yes", "too"]

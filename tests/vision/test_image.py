@@ -1,0 +1,349 @@
+"""Picture files: upright to the pixel as Pillow reads them, never half of one, and judged by the header alone."""
+
+import contextlib
+import io
+import resource
+import struct
+import sys
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from app.vision import image
+from app.vision.image import ImageTooLarge, InvalidImage
+
+WIDTH, HEIGHT = 47, 31
+MOST = 50_000_000
+
+Y, X = np.mgrid[:HEIGHT, :WIDTH]
+RGB = np.stack([X * 5, Y * 8, (3 * X + 4 * Y) % 256], axis=2).astype(np.uint8)
+RGB[2:9, 3:15] = (250, 10, 20)
+PICTURE = Image.fromarray(RGB)
+OTHER = Image.fromarray(255 - RGB)
+SEE_THROUGH = PICTURE.copy()
+SEE_THROUGH.putalpha(Image.fromarray((X * Y % 256).astype(np.uint8)))
+
+
+def file(picture: Image.Image, format_: str, **options: object) -> bytes:
+    """A picture file as Pillow writes it, without loss where the format allows."""
+    best = {"WebP": {"lossless": True, "exact": True}, "JPEG": {"quality": 95}}.get(format_, {})
+    with io.BytesIO() as out:
+        picture.save(out, format_, **best | options)
+        return out.getvalue()
+
+
+def as_pillow_reads(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))[..., ::-1]
+
+
+def assert_reads(data: bytes, expected: np.ndarray, tolerance: int = 0) -> None:
+    found = image.decode(data, MOST)
+    assert found.dtype == np.uint8
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= tolerance
+
+
+FORMATS = ["JPEG", "PNG", "WebP", "BMP", "TIFF"]
+MODES = ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK"]
+WRITES = {"JPEG": {"RGB", "L", "1", "CMYK"}, "PNG": set(MODES) - {"CMYK"}, "WebP": set(MODES), "TIFF": set(MODES) - {"RGBA"}}
+WRITES["BMP"] = {"RGB", "L", "1", "P", "RGBA"}
+
+
+@pytest.mark.parametrize(("format_", "mode"), [(f, m) for f in FORMATS for m in MODES if m in WRITES[f]])
+def test_every_mode_is_read_as_pillow_reads_it(format_, mode):
+    picture = SEE_THROUGH.convert(mode) if mode.endswith("A") else PICTURE.convert(mode)
+    data = file(picture, format_)
+    assert_reads(data, as_pillow_reads(data), tolerance=1 if format_ == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WebP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_to_the_pixel(format_, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    data = file(PICTURE, format_, **{"tiffinfo": {0x112: orientation}} if format_ == "TIFF" else {"exif": exif})
+    expected = as_pillow_reads(data)
+    assert expected.shape[:2] == ((HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT))
+    assert_reads(data, expected)
+
+
+def test_sixteen_bits_become_eight():
+    grey = (X * 1200 + Y * 300).astype(np.uint16)
+    colour = np.stack([grey, grey // 2, 65_535 - grey], axis=2)
+    for extension in (".png", ".tiff"):
+        for pixels in (grey, colour, np.dstack([colour, grey])):
+            eight = (pixels >> 8).astype(np.uint8)
+            expected = np.repeat(eight[..., None], 3, axis=2) if eight.ndim == 2 else eight[..., :3]
+            assert_reads(cv2.imencode(extension, pixels)[1].tobytes(), expected, tolerance=1)
+
+
+def test_cmyk_is_read_with_and_without_adobes_marker():
+    data = file(PICTURE.convert("CMYK"), "JPEG", quality=100)
+    adobe = data.index(b"\xff\xee")
+    length = struct.unpack_from(">H", data, adobe + 2)[0]
+    assert data[adobe + 4 : adobe + 9] == b"Adobe"
+    without = data[:adobe] + data[adobe + 2 + length :]
+    ycck = data[: adobe + 15] + b"\x02" + data[adobe + 16 :]
+    for variant in (data, without, ycck):
+        assert_reads(variant, as_pillow_reads(variant), tolerance=2)
+    assert_reads(data, np.asarray(PICTURE)[..., ::-1], tolerance=12)
+
+
+def test_a_palette_with_transparency_keeps_its_colours():
+    palette = PICTURE.quantize(16)
+    for data in (file(palette, "PNG", transparency=3), file(palette, "PNG", bits=4), file(palette, "BMP")):
+        assert_reads(data, as_pillow_reads(data))
+
+
+def test_a_tiffs_alpha_is_blended_onto_black():
+    solid = PICTURE.convert("RGBA")
+    assert_reads(file(solid, "TIFF"), RGB[..., ::-1])
+    alpha = np.asarray(SEE_THROUGH)[..., 3:].astype(float) / 255
+    assert_reads(file(SEE_THROUGH, "TIFF"), (RGB * alpha)[..., ::-1], tolerance=1)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group3", "group4"])
+def test_compressed_tiffs_are_read(compression):
+    data = file(PICTURE.convert("1") if compression.startswith("group") else PICTURE, "TIFF", compression=compression)
+    assert_reads(data, as_pillow_reads(data), tolerance=2)
+
+
+def test_a_progressive_jpeg_is_read():
+    data = file(PICTURE, "JPEG", progressive=True)
+    assert_reads(data, as_pillow_reads(data))
+
+
+@pytest.mark.parametrize(("format_", "picture"), [(f, p) for f in ("PNG", "WebP", "TIFF") for p in (PICTURE, SEE_THROUGH)])
+def test_the_first_frame_of_an_animation_counts(format_, picture):
+    if format_ == "TIFF":
+        picture = picture.convert("RGB")
+    data = file(picture, format_, save_all=True, append_images=[OTHER.convert(picture.mode)] * 2)
+    assert_reads(data, as_pillow_reads(data))
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_one_pixel_is_a_picture(format_):
+    data = file(Image.new("RGB", (1, 1), (10, 20, 30)), format_)
+    assert_reads(data, as_pillow_reads(data))
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_bytes_after_a_pictures_end_are_ignored(format_):
+    data = file(PICTURE, format_)
+    assert_reads(data + b"\0 and more", as_pillow_reads(data))
+
+
+# Files that end early
+
+FILES: dict[str, Callable[[], bytes]] = {
+    "JPEG": lambda: file(PICTURE, "JPEG"),
+    "progressive JPEG": lambda: file(PICTURE, "JPEG", progressive=True),
+    "JPEG with restarts": lambda: file(PICTURE, "JPEG", restart_marker_blocks=1),
+    "CMYK JPEG": lambda: file(PICTURE.convert("CMYK"), "JPEG"),
+    "PNG": lambda: file(PICTURE, "PNG"),
+    "animated PNG": lambda: file(PICTURE, "PNG", save_all=True, append_images=[OTHER]),
+    "WebP": lambda: file(PICTURE, "WebP", lossless=False),
+    "lossless WebP": lambda: file(PICTURE, "WebP"),
+    "WebP with alpha": lambda: file(SEE_THROUGH, "WebP", lossless=False),
+    "animated WebP": lambda: file(PICTURE, "WebP", save_all=True, append_images=[OTHER]),
+    "BMP": lambda: file(PICTURE, "BMP"),
+    "palette BMP": lambda: file(PICTURE.quantize(16), "BMP"),
+    "TIFF": lambda: file(PICTURE, "TIFF"),
+    "LZW TIFF": lambda: file(PICTURE, "TIFF", compression="tiff_lzw"),
+    "deflate TIFF": lambda: file(PICTURE, "TIFF", compression="tiff_adobe_deflate"),
+    "JPEG TIFF": lambda: file(PICTURE, "TIFF", compression="jpeg"),
+    "TIFF with its directory last": cv2.imencode(".tiff", RGB)[1].tobytes,
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_truncated_file_is_refused_at_every_length(kind):
+    data = FILES[kind]()
+    image.decode(data, MOST)
+    for length in range(0, len(data), max(1, len(data) // 400)):
+        with pytest.raises(InvalidImage):
+            image.decode(data[:length], MOST)
+
+
+def test_a_photo_cut_off_anywhere_is_refused(two_women):
+    for length in range(0, len(two_women), 997):
+        with pytest.raises(InvalidImage):
+            image.read_header(two_women[:length])
+    assert image.read_header(two_women) == image.Header("JPEG", 1280, 845)
+
+
+def test_a_cut_off_photo_with_a_whole_one_behind_it_is_refused(two_women):
+    with pytest.raises(InvalidImage):
+        image.decode(two_women[: len(two_women) // 2] + two_women, MOST)
+
+
+def test_a_thumbnail_is_not_taken_for_the_picture():
+    exif = Image.Exif()
+    exif[0x9286] = b"ASCII\0\0\0" + file(PICTURE.resize((8, 8)), "JPEG")
+    data = file(PICTURE, "JPEG", exif=exif)
+    assert image.read_header(data) == image.Header("JPEG", WIDTH, HEIGHT)
+    with pytest.raises(InvalidImage):
+        image.decode(data[:-300], MOST)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(sorted(FILES)), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8)
+)
+def test_damaged_files_are_read_or_refused_and_nothing_else(kind, changes):
+    data = bytearray(FILES[kind]())
+    for place, byte in changes:
+        data[int(place * len(data))] = byte
+    try:
+        picture = image.decode(bytes(data), 1_000_000)
+    except (InvalidImage, ImageTooLarge):
+        return
+    assert picture.ndim == 3
+    assert picture.shape[0] * picture.shape[1] <= 1_000_000
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x1c\0\0\0WEBPVP8X", b"BM", b"II*\0", b"MM\0*"]),
+    st.binary(max_size=200),
+)
+def test_any_bytes_are_read_or_refused_and_nothing_else(start, rest):
+    with contextlib.suppress(InvalidImage, ImageTooLarge):
+        image.decode(start + rest, 1_000_000)
+
+
+# Headers
+
+
+def png(width: int, height: int, content: bytes = b"\0") -> bytes:
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(content, 9)),
+        (b"IEND", b""),
+    )
+    parts = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def jpeg(width: int, height: int) -> bytes:
+    data = bytearray(file(PICTURE, "JPEG"))
+    struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, height, width)
+    return bytes(data)
+
+
+def bmp(width: int, height: int, depth: int = 8, packed: int = 1, header: int = 40) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", header, width, height, 1, depth, packed, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 2000, 0, 0, 14 + 40 + 1024) + head + bytes(1024) + b"\0\1"
+
+
+def webp(width: int, height: int) -> bytes:
+    """A still lossless picture in an extended file whose canvas is of another size."""
+    exif = Image.Exif()
+    exif[0x112] = 1
+    data = bytearray(file(PICTURE, "WebP", exif=exif))
+    assert data[12:16] == b"VP8X"
+    data[24:27], data[27:30] = (width - 1).to_bytes(3, "little"), (height - 1).to_bytes(3, "little")
+    return bytes(data)
+
+
+def tiff(*tags: tuple[int, int, int], order: str = "<", body: bytes = bytes(300)) -> bytes:
+    """A TIFF of 20 × 10 grey pixels; (tag, kind, value) replace or add to its directory."""
+    usual = {256: (4, 20), 257: (4, 10), 258: (3, 8), 259: (3, 1), 262: (3, 1), 277: (3, 1), 278: (4, 10), 279: (4, 200)}
+    entries = usual | {tag: (kind, value) for tag, kind, value in tags}
+    start = 10 + 12 * (len(entries) + 1) + 4
+    entries.setdefault(273, (4, start))
+    packed = b"".join(
+        struct.pack(order + "HHI", tag, kind, 1)
+        + (struct.pack(order + "HH", value, 0) if kind == 3 else struct.pack(order + "I", value))
+        for tag, (kind, value) in sorted(entries.items())
+    )
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    return magic + struct.pack(order + "IH", 8, len(entries)) + packed + bytes(4) + body
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        png(20_000, 20_000, bytes(10**7)),
+        png(2**32 - 1, 2**32 - 1),
+        jpeg(65_500, 65_500),
+        bmp(20_000, 20_000),
+        bmp(2**31 - 1, -(2**31)),
+        webp(16_383, 16_383),
+        webp(16_000_000, 2),
+        tiff((256, 4, 20_000), (257, 4, 20_000)),
+        tiff((256, 4, 2**32 - 1), (257, 4, 2**32 - 1)),
+        png(32_767, 1),
+    ],
+    ids=lambda data: str(len(data)),
+)
+def test_a_bomb_is_refused_at_once_by_its_header(bomb):
+    tracemalloc.start()
+    started = time.perf_counter()
+    with pytest.raises(ImageTooLarge, match=r"50,000,000"):
+        image.decode(bomb, MOST)
+    assert time.perf_counter() - started < 0.5
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_the_limit_is_the_number_of_pixels():
+    data = file(PICTURE, "PNG")
+    image.decode(data, WIDTH * HEIGHT)
+    with pytest.raises(ImageTooLarge, match=r"47 × 31 = 1,457 pixels; at most 1,456"):
+        image.decode(data, WIDTH * HEIGHT - 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        webp(10, 10),
+        webp(6_000, 6_000),
+        tiff((257, 4, 11)),
+        tiff((279, 4, 10**9), (278, 4, 1)),
+        tiff((273, 4, 2**31)),
+        tiff((258, 3, 64)),
+        tiff((258, 3, 3)),
+        tiff((259, 3, 34_712)),
+        tiff((259, 3, 50_000)),
+        tiff((322, 4, 2**31 - 16), (323, 4, 2**31 - 16)),
+        bmp(20, 10, depth=7, packed=0),
+        bmp(-20, 10),
+        bmp(20, 10, packed=99),
+        bmp(20, 10, header=999),
+        b"BM is how a text may begin, too, and then it goes on",
+        jpeg(100, 0),
+        png(0, 10),
+    ],
+    ids=lambda data: f"{data[:4]!r} {zlib.crc32(data)}",
+)
+def test_a_header_that_lies_is_refused(data):
+    before = peak_memory()
+    with pytest.raises(InvalidImage):
+        image.decode(data, MOST)
+    assert peak_memory() < before + 100e6
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this process has had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def test_both_byte_orders_of_tiff_are_read():
+    for order in "<>":
+        assert image.decode(tiff(order=order), MOST).shape == (10, 20, 3)
+
+
+def test_other_formats_are_not_pictures():
+    for format_ in ("GIF", "ICO", "PPM", "TGA"):
+        with pytest.raises(InvalidImage, match="is not a JPEG, PNG, WebP, BMP or TIFF file"):
+            image.decode(file(PICTURE, format_), MOST)
