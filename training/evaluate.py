@@ -9,7 +9,9 @@ Pictures go through the service's own code, or with --server through a running s
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable
+import tomllib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ import numpy.typing as npt
 
 from app.inference.model_store import stored_models
 from app.inference.pose import PoseModel, person_scores
-from app.inference.session import take_one_thread_each, usable_cores
+from app.inference.session import take_one_thread_each
 from app.vision import box
 from training.data import ASPECT, Picture, read_pictures
 from training.oks import evaluate_results, suppress_twins
@@ -31,6 +33,7 @@ Estimator = Callable[[Picture, Float64], Float64]  # a picture and boxes [N, 4] 
 
 DEV_SETS = ("coco", "lspet", "mpii", "studio")
 _BATCH = 8
+_PICTURES_AHEAD = 4  # a thread: enough to keep it busy, and a large set is never in memory as a whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,8 @@ def local_estimator(model: PoseModel, flip_test: bool) -> Estimator:
     return estimate
 
 
-def server_estimator(url: str, model: str, flip_test: bool) -> Estimator:
+def server_estimator(client: httpx.Client, model: str, flip_test: bool) -> Estimator:
     """A running service, through HTTP and its JSON."""
-    client = httpx.Client(base_url=url, timeout=120)
 
     def estimate(picture: Picture, boxes: Float64) -> Float64:
         options: dict[str, str | int] = {"format": "results", "model": model, "flip_test": flip_test, "timeout_ms": 60_000}
@@ -73,16 +75,24 @@ def server_estimator(url: str, model: str, flip_test: bool) -> Estimator:
     return estimate
 
 
-def labelled_boxes(picture: Picture) -> Boxes:
-    """The boxes of the picture's people with keypoints, clipped as the reference clips them (lib/dataset/coco.py:161)."""
+def labelled_people(picture: Picture) -> tuple[list[dict[str, Any]], Float64]:
+    """The annotations of people with keypoints, and their boxes [N, 4] clipped as in lib/dataset/coco.py:161.
+
+    Crowds are left out, and boxes of which the picture shows nothing.
+    """
     people = [a for a in picture.annotations if a.get("num_keypoints", 0) > 0 and not a.get("iscrowd", 0)]
     places = np.array([a["bbox"] for a in people], np.float64).reshape(-1, 4)
     low = np.maximum(places[:, :2], 0)
     limit = np.array([picture.image["width"], picture.image["height"]]) - 1
     high = np.minimum(limit, low + np.maximum(places[:, 2:] - 1, 0))
-    clipped = np.hstack([low, high - low])
-    clipped = clipped[(clipped[:, 2:] > 0).all(axis=1)]
-    return Boxes(clipped, np.ones(len(clipped)))
+    seen = np.flatnonzero((high > low).all(axis=1))
+    return [people[i] for i in seen], np.hstack([low, high - low])[seen]
+
+
+def labelled_boxes(picture: Picture) -> Boxes:
+    """The clipped boxes of the picture's labelled people, each with score 1."""
+    _, places = labelled_people(picture)
+    return Boxes(places, np.ones(len(places)))
 
 
 def detected_boxes(file: Path) -> Callable[[Picture], Boxes]:
@@ -101,7 +111,11 @@ def detected_boxes(file: Path) -> Callable[[Picture], Boxes]:
 
 
 def evaluate_set(
-    annotation_file: Path, image_folder: Path | None, boxes_of: Callable[[Picture], Boxes], estimate: Estimator
+    annotation_file: Path,
+    image_folder: Path | None,
+    boxes_of: Callable[[Picture], Boxes],
+    estimate: Estimator,
+    threads: int = 1,
 ) -> dict[str, float]:
     """COCO's measures of one set, and for boxes that are the labelled people's own the PCK@0.2 of the torso."""
     results: list[dict[str, Any]] = []
@@ -112,8 +126,9 @@ def evaluate_set(
         boxes = boxes_of(picture)
         return picture, boxes, estimate(picture, boxes.places) if len(boxes.places) else np.zeros((0, 17, 3))
 
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for picture, boxes, keypoints in _shown(pool.map(one, read_pictures(annotation_file, image_folder)), annotation_file):
+    with ThreadPoolExecutor(threads) as pool:
+        found = in_order(pool, one, read_pictures(annotation_file, image_folder), threads * _PICTURES_AHEAD)
+        for picture, boxes, keypoints in _shown(found, annotation_file):
             scores = person_scores(keypoints, boxes.scores)
             areas += box.centres_and_sizes(boxes.places, ASPECT)[1].prod(axis=1).tolist()
             results += [
@@ -121,21 +136,19 @@ def evaluate_set(
                 for joints, score in zip(keypoints.reshape(-1, 51).tolist(), scores.tolist(), strict=True)
             ]
             if boxes_of is labelled_boxes:
-                hits += torso_hits(picture, keypoints)
+                hits += torso_hits(labelled_people(picture)[0], keypoints)
     measures = evaluate_results(json.loads(annotation_file.read_text()), suppress_twins(results, areas))
     if hits:
         measures["pck"] = float(np.concatenate(hits).mean())
     return {"people": float(len(results)), **measures}
 
 
-def torso_hits(picture: Picture, keypoints: Float64) -> list[npt.NDArray[np.bool_]]:
-    """For each labelled person with a torso: which labelled joints are found within 0.2 of it.
+def torso_hits(people: list[dict[str, Any]], keypoints: Float64) -> list[npt.NDArray[np.bool_]]:
+    """For each of people with a torso: which labelled joints are found, in `keypoints` [N, 17, 3], within 0.2 of it.
 
     The torso is the distance from the left shoulder to the right hip, or across the other way where one is unlabelled.
+    PCK@0.2 is the share of hits among all labelled joints of all these people together.
     """
-    people = [a for a in picture.annotations if a.get("num_keypoints", 0) > 0 and not a.get("iscrowd", 0)]
-    if len(people) != len(keypoints):
-        return []
     hits = []
     for person, found in zip(people, keypoints, strict=True):
         labels = np.array(person["keypoints"], np.float64).reshape(-1, 3)
@@ -159,13 +172,24 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def record(model_file: Path, rows: dict[str, dict[str, float]]) -> None:
-    """Replace the accuracy tables of a model.toml."""
-    kept = model_file.read_text().split("[accuracy", 1)[0].rstrip()
-    sections = [
-        f'[accuracy."{name}"]\n' + "\n".join(f"{key} = {round(value, 4)}" for key, value in measures.items())
-        for name, measures in rows.items()
-    ]
-    model_file.write_text("\n\n".join([kept, *sections]) + "\n")
+    """Write figures into the accuracy tables of a model.toml; those of other sets stay. -1 (no such people) is left out."""
+    text = model_file.read_text()
+    sections = [text.split("[accuracy", 1)[0].rstrip()]
+    for name, measures in (tomllib.loads(text).get("accuracy", {}) | rows).items():
+        figures = [f"{key} = {round(value, 4)}" for key, value in measures.items() if value >= 0]
+        sections.append("\n".join([f"[accuracy.{json.dumps(name)}]", *figures]))
+    model_file.write_text("\n\n".join(sections) + "\n")
+
+
+def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
+    """As pool.map, but at most `ahead` items are taken before their turn, where pool.map would take all at once."""
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _shown(results: Iterable[Any], annotation_file: Path) -> Iterable[Any]:
@@ -196,25 +220,27 @@ def main() -> None:
     parser.add_argument("--detections", type=Path, help="a COCO detection file; without it the labelled boxes")
     parser.add_argument("--flip-test", action="store_true", help="only with flip test; by default the dev sets go both ways")
     parser.add_argument("--server", help="measure the service at this URL instead of the stored model")
-    parser.add_argument("--write", action="store_true", help="record the dev sets' figures in model.toml")
+    parser.add_argument("--threads", type=int, default=1, help="pictures that are worked on at a time")
+    parser.add_argument("--write", action="store_true", help="record the figures in the stored model's model.toml")
     arguments = parser.parse_args()
     take_one_thread_each()
-    folder = _model_folder(arguments.store, arguments.model)
     sets = {name: (arguments.data / "dev" / f"{name}.json", None) for name in DEV_SETS}
     if arguments.annotations:
         sets = {arguments.annotations.stem: (arguments.annotations, arguments.images)}
     boxes_of = detected_boxes(arguments.detections) if arguments.detections else labelled_boxes
     rows = {}
-    for flip_test in (True,) if arguments.flip_test else (False, True):
-        if arguments.server:
-            estimate = server_estimator(arguments.server, arguments.model, flip_test)
-        else:
-            estimate = local_estimator(PoseModel.load(folder), flip_test)
-        for name, (annotations, images) in sets.items():
-            rows[name + (", flip test" if flip_test else "")] = evaluate_set(annotations, images, boxes_of, estimate)
+    with httpx.Client(base_url=arguments.server or "", timeout=120) as client:
+        for flip_test in (True,) if arguments.flip_test else (False, True):
+            if arguments.server:
+                estimate = server_estimator(client, arguments.model, flip_test)
+            else:
+                estimate = local_estimator(PoseModel.load(_model_folder(arguments.store, arguments.model)), flip_test)
+            for name, (annotations, images) in sets.items():
+                row = name + (", flip test" if flip_test else "")
+                rows[row] = evaluate_set(annotations, images, boxes_of, estimate, arguments.threads)
     print(table(rows))
     if arguments.write:
-        record(folder / "model.toml", rows)
+        record(_model_folder(arguments.store, arguments.model) / "model.toml", rows)
 
 
 if __name__ == "__main__":

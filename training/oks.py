@@ -45,14 +45,20 @@ def suppress_twins(results: list[dict[str, Any]], areas: list[float]) -> list[di
 
 
 def evaluate_results(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
-    """COCO's AP, AP50, AP75, AP of medium and large people, and AR (pycocotools). Nothing found: all zeros."""
+    """COCO's AP, AP50, AP75, AP of medium and large people, and AR (pycocotools). Nothing found: all zeros.
+
+    Annotations without keypoints and crowds count neither for nor against. A measure is -1 where there are no such people.
+    """
     if not results:
         return dict.fromkeys(_MEASURES, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = {"info": {}, **ground_truth}
+        unlabelled = {"iscrowd": 0, "num_keypoints": 0, "keypoints": [0] * 51}  # boxes alone, which COCOeval then ignores
+        people = [unlabelled | annotation for annotation in ground_truth["annotations"]]
+        truth.dataset = {"info": {}, **ground_truth, "annotations": people}
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(results), "keypoints")
+        evaluation.params.catIds = [1]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -1,6 +1,7 @@
 """Evaluation: COCO's measures and the reference's suppression against the reference's own figures; sets from files."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -60,8 +61,49 @@ def test_torso_hits_count_joints_within_a_fifth_of_the_torso():
     found = np.zeros((1, 17, 3))
     found[0, [5, 12, 9], :2] = [[0, 9.9], [30, 40], [60, 10.1]]
     person = {"keypoints": labels.ravel().tolist(), "num_keypoints": 3}
-    hits = evaluate.torso_hits(Picture({}, [person], b""), found)
-    np.testing.assert_array_equal(hits, [[True, False, True]])
+    np.testing.assert_array_equal(evaluate.torso_hits([person], found), [[True, False, True]])
+
+
+def test_the_torso_goes_across_the_other_way_where_a_joint_is_unlabelled():
+    labels = np.zeros((17, 3))
+    labels[[6, 11, 12]] = [[0, 0, 2], [30, 40, 2], [0, 40, 2]]
+    found = np.zeros((1, 17, 3))
+    found[0, [6, 11, 12], :2] = [[9.9, 0], [30, 50.1], [0, 40]]
+    person = {"keypoints": labels.ravel().tolist(), "num_keypoints": 3}
+    np.testing.assert_array_equal(evaluate.torso_hits([person], found), [[True, False, True]])
+
+
+def test_someone_outside_the_picture_leaves_the_others_with_their_boxes():
+    outside = {"id": 1, "bbox": [120, 5, 50, 20], "num_keypoints": 3}
+    inside = {"id": 2, "bbox": [10, 5, 50, 20], "num_keypoints": 3}
+    people, boxes = evaluate.labelled_people(Picture({"width": 100, "height": 80}, [outside, inside], b""))
+    assert [person["id"] for person in people] == [2]
+    np.testing.assert_array_equal(boxes, [[10, 5, 49, 19]])
+
+
+@pytest.mark.parametrize("extra", [{"num_keypoints": 0, "keypoints": [0] * 51}, {}, {"iscrowd": 1}])
+def test_people_without_keypoints_and_crowds_count_for_nothing(reference_results, extra):
+    truth = json.loads((REFERENCE / "annotations_mini.json").read_text())
+    image = truth["images"][0]["id"]
+    truth["annotations"].append(
+        {"id": 99, "image_id": image, "category_id": 1, "bbox": [0, 0, 90, 90], "area": 5000, **extra}
+    )
+    assert oks.evaluate_results(truth, reference_results)["ap"] == pytest.approx(0.8308580858, abs=1e-9)
+
+
+def test_pictures_are_taken_a_few_at_a_time_and_given_in_their_order():
+    taken = []
+
+    def pictures():
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    with ThreadPoolExecutor(2) as pool:
+        results = evaluate.in_order(pool, lambda number: -number, pictures(), ahead=3)
+        assert next(results) == 0
+        assert len(taken) == 4
+        assert list(results) == [-number for number in range(1, 20)]
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +141,28 @@ def test_a_folder_of_ones_own_is_measured(coco_folder, monkeypatch, capsys, dete
     assert rows[3].startswith("| people, flip test | 1 |")
 
 
-def test_figures_are_recorded_in_model_toml(tmp_path):
+def test_a_running_service_is_measured_without_the_model_at_hand(coco_folder, service, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(coco_folder)
+    command = ["evaluate", "--annotations", "people.json", "--images", "images", "--store", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*command, "--server", str(service.client.base_url)])
+    evaluate.main()
+    assert capsys.readouterr().out.splitlines()[2].startswith("| people | 1 | 1.000 | 1.000 |")
+
+
+@pytest.mark.parametrize("flip_test", [False, True])
+def test_the_service_finds_what_the_stored_model_finds(service, flip_test):
+    picture = Picture({"file_name": "1.png"}, [], (REFERENCE / "astronaut_384.png").read_bytes())
+    boxes = np.array([[60.25, 10.0, 249.0, 359.0], [-20.0, 30.5, 180.0, 300.0]])
+    local = evaluate.local_estimator(PoseModel.load(STORED), flip_test)(picture, boxes)
+    served = evaluate.server_estimator(service.client, "lpn50", flip_test)(picture, boxes)
+    np.testing.assert_allclose(served[..., :2], local[..., :2], rtol=0, atol=0.0051)  # two decimals
+    np.testing.assert_allclose(served[..., 2], local[..., 2], rtol=0, atol=0.000051)  # four
+
+
+def test_figures_are_recorded_in_model_toml_beside_those_of_other_sets(tmp_path):
     file = tmp_path / "model.toml"
-    file.write_text('name = "x"\n\n[accuracy."old"]\nap = 0.1\n')
-    evaluate.record(file, {"coco, flip test": {"people": 2.0, "ap": 0.25}})
-    assert file.read_text() == 'name = "x"\n\n[accuracy."coco, flip test"]\npeople = 2.0\nap = 0.25\n'
+    file.write_text('name = "x"\n\n[accuracy."old"]\nap = 0.1\n\n[accuracy."coco, flip test"]\nap = 0.2\n')
+    evaluate.record(file, {"coco, flip test": {"people": 2.0, "ap": 0.25, "ap_medium": -1.0}})
+    assert file.read_text() == (
+        'name = "x"\n\n[accuracy."old"]\nap = 0.1\n\n[accuracy."coco, flip test"]\npeople = 2.0\nap = 0.25\n'
+    )

@@ -11,8 +11,12 @@ import torch
 from onnx import numpy_helper
 
 from app.inference.pose import PoseModel
+from app.vision import heatmap
+from training import evaluate
 from training.export import export
+from training.export import main as export_main
 from training.import_reference import main as import_reference
+from training.keypoints import MIRROR
 from training.lpn import LPN
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
@@ -62,6 +66,29 @@ def test_the_imported_model_gives_the_authors_places_in_the_picture(imported, pa
     np.testing.assert_allclose(places[..., :2], parity["all_preds"][..., :2], rtol=0, atol=0.01)
 
 
+def test_the_imported_graph_gives_the_authors_heatmaps(imported, parity):
+    model = PoseModel.load(imported)
+    crops = parity["crop_bgr_u8"][parity["heatmap_boxes"]]
+    plain, mirrored = model.heatmaps(crops), model.heatmaps(np.ascontiguousarray(crops[:, :, ::-1]))
+    np.testing.assert_allclose(plain, parity["heatmaps"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(mirrored, parity["heatmaps_of_flipped_input"], rtol=0, atol=1e-4)
+    expected = heatmap.average_with_mirrored(parity["heatmaps"], parity["heatmaps_of_flipped_input"], MIRROR)
+    np.testing.assert_allclose(heatmap.average_with_mirrored(plain, mirrored, MIRROR), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("flip_test", [True, False])
+def test_the_imported_model_gets_the_authors_ap_from_their_boxes(imported, tmp_path, flip_test):
+    photos = ("astronaut_384.png", "camera_400.png", "drawing_560x360.png")
+    for number, photo in enumerate(photos, 1):
+        (tmp_path / f"{number:012d}.jpg").write_bytes((REFERENCE / photo).read_bytes())
+    boxes_of = evaluate.detected_boxes(REFERENCE / "boxes.json")
+    estimate = evaluate.local_estimator(PoseModel.load(imported), flip_test)
+    measures = evaluate.evaluate_set(REFERENCE / "annotations_mini.json", tmp_path, boxes_of, estimate)
+    assert measures["people"] == 8
+    assert measures["ap"] == pytest.approx(0.8308580858, abs=1e-6)
+    assert measures["ar"] == pytest.approx(0.925, abs=1e-6)
+
+
 def test_the_graph_has_a_free_batch_size_and_no_shape_arithmetic(imported):
     graph = onnx.load(imported / "model.onnx").graph
     kinds = {node.op_type for node in graph.node}
@@ -74,26 +101,83 @@ def test_the_graph_has_a_free_batch_size_and_no_shape_arithmetic(imported):
 def test_denormal_weights_are_flushed(tmp_path):
     weights = LPN(50).state_dict()
     weights["layer1.0.conv1.weight"] = torch.full_like(weights["layer1.0.conv1.weight"], 1e-41)
+    # A dead channel of the authors' float32: no denormal itself, but the folded product with its normalisation is one.
+    weights["layer1.1.conv1.weight"][0] = 1e-30
+    weights["layer1.1.bn1.weight"][0] = 1e-10
     folder = export(weights, tmp_path, "tiny", "1", quarter_shift=False)
     for constant in onnx.load(folder / "model.onnx").graph.initializer:
         values = np.abs(numpy_helper.to_array(constant).astype(np.float64))
         assert not ((values > 0) & (values < np.finfo(np.float32).tiny)).any()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
-def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, capsys, monkeypatch, content):
+def _without_bias():
+    weights = LPN(50).state_dict()
+    del weights["final_layer.bias"]
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (lambda: b"", "finds no weights"),
+        (lambda: b"not a checkpoint", "finds no weights"),
+        (lambda: CHECKPOINT.read_bytes()[:1_000_000], "finds no weights"),
+        (lambda: 5, "no table of named tensors"),
+        (lambda: [torch.zeros(2)], "no table of named tensors"),
+        (lambda: {"weight": torch.zeros(3)}, "not the weights of an LPN"),
+        (_without_bias, "1 tensors are missing and 0 are strange: final_layer.bias"),
+        (lambda: LPN(50, keypoints=16).state_dict(), "has the shape [16"),
+        (lambda: LPN(50, attention=False).state_dict(), "tensors are missing"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, capsys, monkeypatch, content, why):
     file = tmp_path / "strange.pth"
-    if content is None:
-        torch.save({"weight": torch.zeros(3)}, file)
+    made = content()
+    if isinstance(made, bytes):
+        file.write_bytes(made)
     else:
-        file.write_bytes(content)
-    monkeypatch.setattr(
-        sys, "argv", ["import_reference", str(file), "--name", "x", "--version", "1", "--store", str(tmp_path)]
-    )
-    assert import_reference() == 1
+        torch.save(made, file)
+    said = _refusal(import_reference, file, tmp_path, capsys, monkeypatch)
+    assert said.startswith("strange.pth is not a checkpoint of the authors: ")
+    assert why in said
+
+
+def test_a_checkpoint_that_is_not_there_is_said_to_be_unreadable(tmp_path, capsys, monkeypatch):
+    said = _refusal(import_reference, tmp_path / "absent.pth", tmp_path, capsys, monkeypatch)
+    assert said == "absent.pth is not a checkpoint of the authors: it cannot be read (No such file or directory)\n"
+
+
+def _refusal(command, file, store, capsys, monkeypatch):
+    """The one line that the command says about the file."""
+    monkeypatch.setattr(sys, "argv", ["x", str(file), "--name", "x", "--version", "1", "--store", str(store)])
+    assert command() == 1
     said = capsys.readouterr().err
-    assert said.startswith("strange.pth is not a checkpoint of the authors")
     assert len(said.splitlines()) == 1
+    return said
+
+
+def test_weights_that_give_no_numbers_make_no_model_and_leave_the_present_one(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "x/1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"the present model")
+    weights = LPN(50).state_dict()
+    weights["final_layer.bias"] += float("nan")
+    torch.save(weights, tmp_path / "broken.pth")
+    said = _refusal(import_reference, tmp_path / "broken.pth", tmp_path, capsys, monkeypatch)
+    assert said.startswith("broken.pth makes no model: ")
+    assert [file.name for file in folder.iterdir()] == ["model.onnx"]
+    assert (folder / "model.onnx").read_bytes() == b"the present model"
+
+
+@pytest.mark.parametrize(("option", "value"), [("--name", "LPN 50"), ("--name", "../x"), ("--version", "1.0")])
+@pytest.mark.parametrize("command", [export_main, import_reference])
+def test_a_name_that_the_store_does_not_take_is_refused_at_once(tmp_path, capsys, monkeypatch, command, option, value):
+    options = {"--name": "x", "--version": "1", "--store": str(tmp_path / "store")} | {option: value}
+    monkeypatch.setattr(sys, "argv", ["x", str(CHECKPOINT), *(word for pair in options.items() for word in pair)])
+    with pytest.raises(SystemExit):
+        command()
+    assert f"argument {option}: {value!r}: String should match" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
 
 
 def test_the_shipped_model_is_what_its_weights_give():
