@@ -174,12 +174,19 @@ def quick_check(model: LPN, people: People, height: int, device: torch.device) -
     return {"oks": float(np.nanmean(values)), "oks50": float((values > 0.5).mean())}
 
 
-def train(config: Config, data: Path, cache: Path, run: Path, minutes: float | None) -> bool:
-    """Train until the last stage ends or `minutes` have passed; True when all is done. Writes into the folder `run`."""
+def train(config: Config, data: Path, cache: Path, run: Path, minutes: float | None, start: Path | None) -> bool:
+    """Train until the last stage ends or `minutes` have passed; True when all is done. Writes into the folder `run`.
+
+    A new run starts from the weights in the file `start`, or from scratch.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
     run.mkdir(parents=True, exist_ok=True)
     state = _new_state(config, device)
+    if start is not None:
+        weights = torch.load(start, map_location=device, weights_only=True)
+        state.model.load_state_dict(weights)
+        state.averaged.load_state_dict(weights)
     _resume(state, run / "checkpoint.pth", device)
     until = time.monotonic() + 60 * minutes if minutes else float("inf")
     while state.stage < len(config.stages):
@@ -298,11 +305,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and dev/ sets")
     parser.add_argument("--cache", type=Path, default=Path(".cache/crops"), help="where crops are kept")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: log, checkpoint, weights")
+    parser.add_argument("--start", type=Path, help="weights.pth of a run or of the store to start from, instead of scratch")
     parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     cv2.setNumThreads(1)
-    train(Config.read(arguments.config), arguments.data, arguments.cache, arguments.run, arguments.minutes)
+    config = Config.read(arguments.config)
+    train(config, arguments.data, arguments.cache, arguments.run, arguments.minutes, arguments.start)
 
 
 if __name__ == "__main__":

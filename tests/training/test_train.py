@@ -76,6 +76,18 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(data, tmp_path,
     assert (tmp_path / "parts/log.jsonl").read_text().count('"oks"') >= 6
 
 
+def test_a_run_starts_from_given_weights(data, tmp_path, monkeypatch):
+    _run(data, tmp_path, monkeypatch, "first", "--minutes", "0.0001")
+    weights = torch.load(tmp_path / "first/checkpoint.pth", weights_only=True)["averaged"]
+    weights["final_layer.bias"] += 5.0
+    torch.save(
+        {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}, tmp_path / "w.pth"
+    )
+    _run(data, tmp_path, monkeypatch, "second", "--minutes", "0.0001", "--start", str(tmp_path / "w.pth"))
+    started = torch.load(tmp_path / "second/checkpoint.pth", weights_only=True)["averaged"]
+    assert started["final_layer.bias"].min() > 4
+
+
 def test_a_config_with_an_unknown_key_is_refused(tmp_path):
     (tmp_path / "config.toml").write_text(CONFIG + "\nlearning_rat = 1\n")
     with pytest.raises(ValueError, match="learning_rat"):
