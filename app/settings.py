@@ -18,6 +18,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     model_store: Path = Field(_MODEL_STORE, description="Folder of the models, <name>/<version>/model.onnx.")
     default_model: str = Field("lpn50", description="The model of requests that name none: name or name/version.")
+    detector: str = Field(
+        "person-det", description="The detector of pictures without boxes: name or name/version; empty: none."
+    )
     max_body_bytes: int = Field(
         32 * 2**20, ge=1024, description="Bytes of a request's body, counted on the wire. Two large camera photos."
     )

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 
 from app.api.schemas import ModelOut, ModelsOut, ProblemOut
-from app.inference.model_store import ModelDescription
+from app.inference.model_store import DetectorDescription, ModelDescription
 from app.inference.pipeline import Pipeline
 
 router = APIRouter()
@@ -11,30 +11,37 @@ router = APIRouter()
 
 @router.get("/v1/models", summary="All models")
 async def models(request: Request) -> ModelsOut:
-    """Every model of the store, by name and version."""
+    """Every pose model of the store, by name and version, and the detector."""
     pipeline: Pipeline = request.app.state.pipeline
-    return ModelsOut(models=[_out(model.description, pipeline) for model in pipeline.models])
+    return ModelsOut(models=[_out(model, pipeline) for model in pipeline.models])
 
 
 @router.get("/v1/models/{name:path}", summary="One model", responses={404: {"model": ProblemOut}})
 async def model(request: Request, name: str) -> ModelOut:
     """The model of that name/version, or the latest of that name."""
     pipeline: Pipeline = request.app.state.pipeline
+    detector = pipeline.detector.description if pipeline.detector else None
+    if detector and name in (detector.name, detector.id):
+        return _out(detector, pipeline)
     return _out(pipeline.find(name).description, pipeline)
 
 
-def _out(model: ModelDescription, pipeline: Pipeline) -> ModelOut:
+def _out(model: ModelDescription | DetectorDescription, pipeline: Pipeline) -> ModelOut:
+    pose = model if isinstance(model, ModelDescription) else None
+    detector = model if isinstance(model, DetectorDescription) else None
     return ModelOut(
+        kind="pose" if pose else "detector",
         name=model.name,
         version=model.version,
         network=model.network,
         precision=model.precision,
         sha256=model.sha256,
-        default=model.id == pipeline.default,
+        default=model.id == pipeline.default or detector is not None,
         input_width=model.input.width,
         input_height=model.input.height,
-        keypoints=list(model.keypoints.names),
-        skeleton=list(model.keypoints.skeleton),
-        keypoint_threshold=model.keypoints.threshold,
+        keypoints=list(pose.keypoints.names) if pose else [],
+        skeleton=list(pose.keypoints.skeleton) if pose else [],
+        keypoint_threshold=pose.keypoints.threshold if pose else None,
+        detection_threshold=detector.detection.threshold if detector else None,
         accuracy=model.accuracy,
     )

@@ -20,6 +20,7 @@ from app.vision.drawing import draw_people, encode
 router = APIRouter()
 
 _JSON = "application/json"
+_MAX_PEOPLE = 50  # found in a picture, where the request names no number
 _DRAWN = {"image/jpeg": ".jpg", "image/png": ".png"}
 
 
@@ -99,19 +100,15 @@ def accepted_type(accept: str) -> str:
 
 
 def _task(asked: PoseRequest, answer_type: str, received: float, settings: Settings) -> PoseTask:
-    boxes = [picture.boxes for picture in asked.pictures if picture.boxes is not None]
-    if len(boxes) < len(asked.pictures):
-        raise Problem(
-            "invalid_option",
-            "boxes is missing: this version finds nobody by itself; send the people's boxes (x,y,w,h).",
-        )
     if answer_type in _DRAWN and len(asked.pictures) > 1:
         raise Problem("not_acceptable", f"Accept asks for a picture, but the request holds {len(asked.pictures)}; send one.")
     return PoseTask(
         pictures=[picture.data for picture in asked.pictures],
-        boxes=boxes,
+        boxes=[picture.boxes for picture in asked.pictures],
         model=asked.options.model,
         flip_test=asked.options.flip_test,
+        detection_threshold=asked.options.detection_threshold,
+        max_people=asked.options.max_people or min(_MAX_PEOPLE, settings.max_boxes),
         deadline=received + (asked.options.timeout_ms or settings.timeout_ms) / 1000,
         keep_pixels=answer_type in _DRAWN,
     )

@@ -79,6 +79,10 @@ def problem_of(error: Exception) -> Problem:  # noqa: C901 - one line a case
             return _picture_problem(error)
         case pipeline.ModelNotFound():
             return Problem("model_not_found", str(error))
+        case pipeline.NoDetector():
+            return at(
+                "invalid_option", ("boxes",), "is missing: this service has no detector; send the people's boxes (x,y,w,h)"
+            )
         case pipeline.NotReady():
             return Problem("not_ready", str(error), retry_after=1)
         case scheduler.QueueFull():

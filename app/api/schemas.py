@@ -113,10 +113,11 @@ class ResultOut(BaseModel):
 
 
 class ModelOut(BaseModel):
-    """A model of the store."""
+    """A model of the store: a pose model, or the detector, which knows no keypoints."""
 
     model_config = ConfigDict(protected_namespaces=())
 
+    kind: Literal["pose", "detector"]
     name: str
     version: str
     network: str
@@ -127,7 +128,8 @@ class ModelOut(BaseModel):
     input_height: int
     keypoints: list[str]
     skeleton: list[tuple[int, int]]
-    keypoint_threshold: float
+    keypoint_threshold: float | None
+    detection_threshold: float | None
     accuracy: dict[str, dict[str, float]]
 
 

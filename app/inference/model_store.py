@@ -25,7 +25,7 @@ class _Table(BaseModel):
 
 
 class InputTable(_Table):
-    """The crops that the graph takes: uint8 [N, height, width, 3]. Normalisation is part of the graph; recorded here."""
+    """The pictures that the graph takes: uint8 [N, height, width, 3]. Normalisation is part of the graph; recorded here."""
 
     width: Annotated[int, Field(ge=16, le=2048)]
     height: Annotated[int, Field(ge=16, le=2048)]
@@ -60,8 +60,17 @@ class KeypointTable(_Table):
         return self
 
 
-class ModelDescription(_Table):
-    """The content of model.toml."""
+class DetectionTable(_Table):
+    """What becomes of the boxes [N, A, 4] and scores [N, A] that the graph of a detector gives."""
+
+    candidates: Annotated[int, Field(ge=1)]  # A
+    pad: Annotated[int, Field(ge=0, le=255)]  # the grey of the letterbox
+    threshold: Annotated[float, Field(ge=0, le=1)]  # least score, where a request names none
+    nms_iou: Annotated[float, Field(gt=0, le=1)]
+
+
+class _Model(_Table):
+    """What model.toml says of any network."""
 
     name: Name
     version: Version
@@ -69,14 +78,25 @@ class ModelDescription(_Table):
     precision: Literal["float32", "int8", "bfloat16", "float16"]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of model.onnx
     input: InputTable
-    heatmap: HeatmapTable
-    keypoints: KeypointTable
     accuracy: dict[str, dict[str, float]] = {}  # data set → measure → value, as the card has them
 
     @property
     def id(self) -> str:
         """name/version."""
         return f"{self.name}/{self.version}"
+
+
+class DetectorDescription(_Model):
+    """The content of a person detector's model.toml: one with a table [detection]."""
+
+    detection: DetectionTable
+
+
+class ModelDescription(_Model):
+    """The content of a pose model's model.toml."""
+
+    heatmap: HeatmapTable
+    keypoints: KeypointTable
 
     @property
     def mirror(self) -> npt.NDArray[np.intp]:
@@ -88,7 +108,7 @@ class ModelDescription(_Table):
 class StoredModel:
     """A verified model: what model.toml says, and the bytes of model.onnx that match its sha256."""
 
-    description: ModelDescription
+    description: ModelDescription | DetectorDescription
     onnx: bytes
 
 
@@ -108,7 +128,9 @@ def load_model(folder: Path) -> StoredModel:
     except OSError as error:
         raise ModelError(f"model {where}: {Path(error.filename or '').name} cannot be read ({error.strerror})") from error
     try:
-        description = ModelDescription.model_validate(tomllib.loads(toml.decode()))
+        content = tomllib.loads(toml.decode())
+        kind = DetectorDescription if "detection" in content else ModelDescription
+        description = kind.model_validate(content)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"model {where}: model.toml is not valid: {error}") from error
     except ValidationError as error:

@@ -1,33 +1,46 @@
 """From picture files and boxes to people: the one module that knows the order of the stages.
 
-decode and crop run on picture threads, the network and its keypoints on the scheduler's lanes, nothing on the event loop.
+decode, letterbox and crop run on picture threads, the networks and what is made of their output on the scheduler's lanes,
+nothing on the event loop. While a detector works, large pictures are not kept but decoded again: the memory of many requests
+stays that of a few pictures.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from app.inference.model_store import ModelError, stored_models
+from app.inference.detector import Detector, Letterbox
+from app.inference.model_store import DetectorDescription, InputTable, ModelDescription, ModelError, load_model, stored_models
 from app.inference.pose import Crops, PoseModel, person_scores
-from app.inference.scheduler import Scheduler
+from app.inference.scheduler import Network, Scheduler
 from app.inference.session import take_one_thread_each, usable_cores
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
-from app.vision import box, image
+from app.vision import box, detection, image
 
 log = logging.getLogger(__name__)
 
+Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+UInt8 = npt.NDArray[np.uint8]
+T = TypeVar("T")
+
+_KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB
 
 
 class ModelNotFound(Exception):
     """A request names a model that the store does not hold."""
+
+
+class NoDetector(Exception):
+    """A picture comes without boxes, and there is no detector."""
 
 
 class NotReady(Exception):
@@ -44,12 +57,14 @@ class PictureError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PoseTask:
-    """What to do: picture files with the boxes [N, 4] of their people, and how."""
+    """What to do: picture files with the boxes [N, 4] of their people, None where the detector is to find them, and how."""
 
     pictures: Sequence[bytes]
-    boxes: Sequence[Float64]
+    boxes: Sequence[Float64 | None]
     model: str | None
     flip_test: bool
+    detection_threshold: float | None  # None: the detector's
+    max_people: int  # that are found in a picture
     deadline: float  # on the event loop's clock
     keep_pixels: bool = False  # of the decoded pictures, for drawing
 
@@ -64,7 +79,7 @@ class People:
     box_scores: Float64  # [N]
     keypoints: Float64  # [N, K, 3]: x, y, score
     scores: Float64  # [N]
-    pixels: npt.NDArray[np.uint8] | None = None
+    pixels: UInt8 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +92,35 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class _Overview:
+    """A picture for the detector; `picture` is its pixels where they are whole and small enough to be kept."""
+
+    letterbox: Letterbox
+    picture: UInt8 | None
+    decode_seconds: float
+    letterbox_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The people [N, 5] (x1, y1, x2, y2, score) that the detector found in a letterbox."""
+
+    people: Float32
+    overview: _Overview
+
+
+@dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A decoded picture's size, its people's crops, and the seconds that both took."""
+    """A decoded picture's size, its people's boxes and crops, and the seconds that decoding and cutting took."""
 
     width: int
     height: int
+    boxes: Float64
+    box_scores: Float64
     crops: Crops
     decode_seconds: float
     crop_seconds: float
-    pixels: npt.NDArray[np.uint8] | None
+    pixels: UInt8 | None
 
 
 class Pipeline:
@@ -96,11 +131,17 @@ class Pipeline:
         take_one_thread_each()
         self._settings = settings
         self._metrics = metrics
-        self._models = {
-            f"{name}/{version}": PoseModel.load(folder) for name, version, folder in stored_models(settings.model_store)
-        }
+        self._models: dict[str, PoseModel] = {}
+        detectors: dict[str, Detector] = {}
+        for _, _, folder in stored_models(settings.model_store):
+            stored = load_model(folder)
+            if isinstance(stored.description, DetectorDescription):
+                detectors[stored.description.id] = Detector.opened(stored, settings.max_boxes)
+            else:
+                self._models[stored.description.id] = PoseModel.opened(stored)
         if not self._models:
-            raise ModelError("the model store holds no model; POSE_MODEL_STORE names its folder")
+            raise ModelError("the model store holds no pose model; POSE_MODEL_STORE names its folder")
+        self.detector = _chosen(detectors, settings.detector)
         try:
             self.default = self.find(settings.default_model).description.id
         except ModelNotFound as error:
@@ -111,9 +152,10 @@ class Pipeline:
         self._warm = False
 
     @property
-    def models(self) -> list[PoseModel]:
-        """The loaded models, by name and version."""
-        return list(self._models.values())
+    def models(self) -> list[ModelDescription | DetectorDescription]:
+        """What is served: the pose models by name and version, then the detector."""
+        detectors = [self.detector.description] if self.detector else []
+        return [*(model.description for model in self._models.values()), *detectors]
 
     @property
     def why_not_ready(self) -> str | None:
@@ -125,17 +167,13 @@ class Pipeline:
     async def start(self) -> None:
         """Open the lanes and run every batch size of every model once, which also measures the capacity."""
         self.scheduler.start()
-        loop = asyncio.get_running_loop()
         for model in self._models.values():
-            seconds = await loop.run_in_executor(self._picture_threads, self._warm_up, model)
-            description = model.description
-            if description.id == self.default:
+            seconds = await self._warm_up(model.description, model.plain, model.with_flip_test)
+            if model.description.id == self.default:
                 self.scheduler.seconds_per_crop = seconds
-            self._metrics.capacity.labels(description.id).set(self._lanes / seconds)
-            self._metrics.model_info.labels(
-                description.name, description.version, description.precision, description.sha256
-            ).set(1)
-            log.info("model %s is warm", description.id, extra={"ms_per_crop": round(seconds * 1000, 2)})
+            self._metrics.capacity.labels(model.description.id).set(self._lanes / seconds)
+        if self.detector:
+            await self._warm_up(self.detector.description, self.detector.network)
         self._warm = True
 
     async def stop(self) -> None:
@@ -155,38 +193,61 @@ class Pipeline:
         return versions[-1]
 
     async def estimate(self, task: PoseTask) -> Outcome:
-        """Find the keypoints of everybody boxed.
+        """Find the keypoints of everybody, boxed or found.
 
-        Raises ModelNotFound, NotReady, QueueFull, TooManyCrops, PictureError, TimeoutError, BatchFailed and LaneLost.
+        Raises ModelNotFound, NoDetector, NotReady, QueueFull, TooManyCrops, PictureError, TimeoutError, BatchFailed and
+        LaneLost.
         """
         if self.why_not_ready:
             raise NotReady(self.why_not_ready)
         model = self.find(task.model)
-        with self.scheduler.admit(max(1, sum(map(len, task.boxes)))):
+        pictures = range(len(task.pictures))
+        known = [np.zeros((1, 4)) if boxes is None else boxes for boxes in task.boxes]  # one each, until they are found
+        with self.scheduler.admit(max(1, sum(map(len, known)))) as room:
             async with asyncio.timeout_at(task.deadline):
-                prepared = await self._prepare_all(task, model)
+                found, search = await self._search(task)
+                room.resize(max(1, sum(len(found[n].people if n in found else known[n]) for n in pictures)))
+                prepared = await self._on_picture_threads(lambda n: self._prepare(task, n, model, found.get(n)), pictures)
             crops = np.concatenate([picture.crops.pixels for picture in prepared])
             network = model.with_flip_test if task.flip_test else model.plain
             ticket = await self.scheduler.run(network, crops, task.deadline)
-        people = _people(model, task, prepared, [values for values in ticket.results if values is not None])
+        people = _people(model, prepared, [values for values in ticket.results if values is not None])
         self._metrics.images.inc(len(people))
         for picture in people:
             self._metrics.people_per_image.observe(len(picture.boxes))
         seconds = {
-            "decode": sum(picture.decode_seconds for picture in prepared),
+            "decode": search.get("decode", 0.0) + sum(picture.decode_seconds for picture in prepared),
             "crop": sum(picture.crop_seconds for picture in prepared),
-            "queue": ticket.queue_seconds,
+            "queue": search.get("queue", 0.0) + ticket.queue_seconds,
             "infer": ticket.infer_seconds,
             "keypoints": ticket.keypoint_seconds,
         }
-        return Outcome(model, people, seconds)
+        return Outcome(model, people, search | seconds)
 
-    async def _prepare_all(self, task: PoseTask, model: PoseModel) -> list[_Prepared]:
+    async def _search(self, task: PoseTask) -> tuple[dict[int, _Found], dict[str, float]]:
+        """Who is found in the pictures without boxes, by the picture's number; and the seconds that each stage took."""
+        numbers = [number for number, boxes in enumerate(task.boxes) if boxes is None]
+        if not numbers:
+            return {}, {}
+        detector = self.detector
+        if detector is None:
+            raise NoDetector
+        overviews = await self._on_picture_threads(lambda n: self._overview(task, n, detector), numbers)
+        letterboxes = np.stack([overview.letterbox.pixels for overview in overviews])
+        ticket = await self.scheduler.run(detector.network, letterboxes, task.deadline)
+        rows = [values for values in ticket.results if values is not None]
+        people = [detector.found(each, task.detection_threshold, task.max_people) for each in rows]
+        seconds = {
+            "decode": sum(overview.decode_seconds for overview in overviews),
+            "detect": sum(o.letterbox_seconds for o in overviews) + ticket.infer_seconds + ticket.keypoint_seconds,
+            "queue": ticket.queue_seconds,
+        }
+        return dict(zip(numbers, map(_Found, people, overviews), strict=True)), seconds
+
+    async def _on_picture_threads(self, work: Callable[[int], T], numbers: Sequence[int]) -> list[T]:
+        """What `work` makes of each number, on the picture threads; once one fails, those that wait are dropped."""
         loop = asyncio.get_running_loop()
-        jobs = [
-            loop.run_in_executor(self._picture_threads, self._prepare, task, number, model)
-            for number in range(len(task.pictures))
-        ]
+        jobs = [loop.run_in_executor(self._picture_threads, work, number) for number in numbers]
         try:
             return await asyncio.gather(*jobs)
         except BaseException:
@@ -194,59 +255,99 @@ class Pipeline:
                 job.cancel()
             raise
 
-    def _prepare(self, task: PoseTask, number: int, model: PoseModel) -> _Prepared:
-        """Decode picture `number` and cut out its people; on a picture thread."""
+    def _overview(self, task: PoseTask, number: int, detector: Detector) -> _Overview:
+        """Decode picture `number`, as small as the detector can do with, and letterbox it; on a picture thread."""
         started = time.perf_counter()
         try:
-            picture = image.decode(task.pictures[number], self._settings.max_image_pixels)
+            reduction = image.reduction_to(task.pictures[number], detector.side)
+            picture = image.decode(task.pictures[number], self._settings.max_image_pixels, reduction)
+        except (image.InvalidImage, image.ImageTooLarge) as error:
+            raise PictureError(number) from error
+        decoded = time.perf_counter()
+        letterbox = detector.letterbox(picture, reduction)
+        kept = reduction == 1 and picture.shape[0] * picture.shape[1] <= _KEPT_PIXELS
+        return _Overview(letterbox, picture if kept else None, decoded - started, time.perf_counter() - decoded)
+
+    def _prepare(self, task: PoseTask, number: int, model: PoseModel, found: _Found | None) -> _Prepared:
+        """Decode picture `number` and cut out its people, boxed or found; on a picture thread."""
+        started = time.perf_counter()
+        try:
+            kept = found.overview.picture if found else None
+            picture = image.decode(task.pictures[number], self._settings.max_image_pixels) if kept is None else kept
             height, width = picture.shape[:2]
-            box.check_boxes(task.boxes[number], width, height)
+            boxes = task.boxes[number]
+            if boxes is not None:
+                box.check_boxes(boxes, width, height)
         except (image.InvalidImage, image.ImageTooLarge, box.InvalidBox) as error:
             raise PictureError(number) from error
         decoded = time.perf_counter()
-        crops = model.cut(picture, task.boxes[number])
-        return _Prepared(
-            width,
-            height,
-            crops,
-            decoded - started,
-            time.perf_counter() - decoded,
-            picture if task.keep_pixels else None,
-        )
+        if boxes is not None:
+            scores = np.ones(len(boxes))
+        elif found is not None:
+            boxes, scores = _found_boxes(found, width, height)
+        else:
+            raise AssertionError("a picture without boxes was not searched")
+        crops = model.cut(picture, boxes)
+        cut = time.perf_counter()
+        pixels = picture if task.keep_pixels else None
+        return _Prepared(width, height, boxes, scores, crops, decoded - started, cut - decoded, pixels)
 
-    def _warm_up(self, model: PoseModel) -> float:
-        """Run every batch size once; the seconds a crop of the quickest."""
-        shape = model.description.input
+    async def _warm_up(self, description: ModelDescription | DetectorDescription, *networks: Network) -> float:
+        """Run every batch size of a model's networks; the seconds a crop of the first's quickest."""
+        loop = asyncio.get_running_loop()
+        seconds = await loop.run_in_executor(self._picture_threads, self._seconds_per_crop, description.input, networks)
+        self._metrics.model_info.labels(description.name, description.version, description.precision, description.sha256).set(
+            1
+        )
+        log.info("model %s is warm", description.id, extra={"ms_per_crop": round(seconds * 1000, 2)})
+        return seconds
+
+    def _seconds_per_crop(self, shape: InputTable, networks: Sequence[Network]) -> float:
         quickest = float("inf")
         for size in range(1, self._settings.max_batch_crops + 1):
             crops = np.zeros((size, shape.height, shape.width, 3), np.uint8)
-            model.with_flip_test.run(crops)
-            model.plain.run(crops)
+            for network in networks:
+                network.run(crops)
             started = time.perf_counter()
-            model.plain.run(crops)
+            networks[0].run(crops)
             quickest = min(quickest, (time.perf_counter() - started) / size)
         return quickest
 
 
-def _people(
-    model: PoseModel, task: PoseTask, prepared: list[_Prepared], results: list[npt.NDArray[np.float32]]
-) -> list[People]:
+def _chosen(detectors: dict[str, Detector], name: str) -> Detector | None:
+    """The detector of that name/version, or the latest of that name; none for an empty name. Raises ModelError."""
+    if not name:
+        return None
+    chosen = [detector for id_, detector in detectors.items() if name in (id_, id_.split("/")[0])]
+    if not chosen:
+        there = f"there are {', '.join(detectors)}" if detectors else "the model store holds none"
+        raise ModelError(f"POSE_DETECTOR: there is no detector {name!r}; {there}. Set it empty to serve given boxes alone")
+    return chosen[-1]
+
+
+def _found_boxes(found: _Found, width: int, height: int) -> tuple[Float64, Float64]:
+    """Boxes [N, 4] and scores [N] of found people in a picture of that size; without those in the letterbox's rim."""
+    boxes = detection.to_picture(found.people[:, :4], found.overview.letterbox.gain, width, height)
+    inside = (boxes[:, 2:] >= 1).all(axis=1)
+    return boxes[inside], found.people[inside, 4].astype(np.float64)
+
+
+def _people(model: PoseModel, prepared: list[_Prepared], results: list[Float32]) -> list[People]:
     """The results of all crops, dealt out to their pictures and mapped into their pixels."""
     joints = len(model.description.keypoints.names)
     cells = np.stack(results) if results else np.zeros((0, joints, 3), np.float32)
     people, start = [], 0
-    for boxes, picture in zip(task.boxes, prepared, strict=True):
-        keypoints = model.to_picture(cells[start : start + len(boxes)], picture.crops)
-        start += len(boxes)
-        box_scores = np.ones(len(boxes))
+    for picture in prepared:
+        keypoints = model.to_picture(cells[start : start + len(picture.boxes)], picture.crops)
+        start += len(picture.boxes)
         people.append(
             People(
                 picture.width,
                 picture.height,
-                boxes,
-                box_scores,
+                picture.boxes,
+                picture.box_scores,
                 keypoints,
-                person_scores(keypoints, box_scores),
+                person_scores(keypoints, picture.box_scores),
                 picture.pixels,
             )
         )

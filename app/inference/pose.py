@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from app.inference.model_store import ModelDescription, ModelError, load_model
+from app.inference.model_store import ModelDescription, ModelError, StoredModel, load_model
 from app.inference.scheduler import BatchResult, Network
-from app.inference.session import open_session
+from app.inference.session import open_graph
 from app.vision import box, crop, heatmap
 
 Float32 = npt.NDArray[np.float32]
@@ -40,31 +40,17 @@ class PoseModel:
 
     @classmethod
     def load(cls, folder: Path) -> "PoseModel":
-        """Open the model in `folder` and check that it takes crops and gives heatmaps as model.toml says.
+        """Open the pose model in `folder`. Raises ModelError that names the model and the fault."""
+        return cls.opened(load_model(folder))
 
-        Raises ModelError that names the model and the fault.
-        """
-        stored = load_model(folder)
+    @classmethod
+    def opened(cls, stored: StoredModel) -> "PoseModel":
+        """The model, once it is sure that it takes crops and gives heatmaps as model.toml says. Raises ModelError."""
         description = stored.description
-        try:
-            session = open_session(stored.onnx)
-        except Exception as error:  # onnxruntime's errors share no class of their own
-            raise ModelError(f"model {description.id}: model.onnx is not a graph that ONNX Runtime opens") from error
-        expected_input = [description.input.height, description.input.width, 3]
-        expected_output = [len(description.keypoints.names), description.heatmap.height, description.heatmap.width]
-        inputs, outputs = session.get_inputs(), session.get_outputs()
-        if (
-            len(inputs) != 1
-            or len(outputs) != 1
-            or inputs[0].type != "tensor(uint8)"
-            or inputs[0].shape[1:] != expected_input
-            or outputs[0].shape[1:] != expected_output
-        ):
-            raise ModelError(
-                f"model {description.id}: model.onnx must take uint8 [N, {', '.join(map(str, expected_input))}] and "
-                f"give [N, {', '.join(map(str, expected_output))}] as model.toml says"
-            )
-        return cls(description, session)
+        if not isinstance(description, ModelDescription):
+            raise ModelError(f"model {description.id} is a person detector, not a pose model")
+        shape = description.heatmap
+        return cls(description, open_graph(stored, [len(description.keypoints.names), shape.height, shape.width]))
 
     def cut(self, picture: UInt8, boxes: npt.NDArray[np.float64]) -> Crops:
         """Crops of picture [H, W, 3] (BGR) at boxes [N, 4] (x, y, width, height)."""

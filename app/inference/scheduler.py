@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -62,10 +63,14 @@ class BatchResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """Something that lanes run: `run` takes a batch [N, …] on any thread. Only crops for one network share a batch."""
+    """Something that lanes run: `run` takes a batch [N, …] on any thread. Only crops for one network share a batch.
+
+    A detector's crops are whole pictures, and counted apart.
+    """
 
     name: str
     run: Callable[[npt.NDArray[np.uint8]], BatchResult]
+    counts: Literal["crops", "pictures"] = "crops"
 
 
 @dataclass(slots=True, eq=False)
@@ -101,6 +106,26 @@ class _Lane:
     lost: bool = False
 
 
+class Room:
+    """The room in the queue that a request holds."""
+
+    def __init__(self, scheduler: "Scheduler") -> None:
+        self.crops = 0
+        self._scheduler = scheduler
+
+    def resize(self, crops: int) -> None:
+        """Hold room for so many crops instead. Raises QueueFull or TooManyCrops; what was held is held on then."""
+        scheduler = self._scheduler
+        if crops > scheduler.queue_crops:
+            raise TooManyCrops(f"The request holds {crops} crops; the queue takes at most {scheduler.queue_crops}.")
+        excess = scheduler.admitted - self.crops + crops - scheduler.queue_crops
+        if excess > 0:
+            seconds = excess * scheduler.seconds_per_crop / scheduler.lanes
+            raise QueueFull(crops, scheduler.queue_crops, max(1, math.ceil(seconds)))
+        scheduler.admitted += crops - self.crops
+        self.crops = crops
+
+
 class Scheduler:
     """Shares `lanes` threads among all requests; at most `queue_crops` crops are admitted at once."""
 
@@ -109,7 +134,7 @@ class Scheduler:
         self.max_batch_crops = max_batch_crops
         self.admitted = 0
         self._metrics = metrics
-        self._count = lanes
+        self.lanes = lanes
         self._lanes: list[_Lane] = []
         self._tickets: deque[Ticket] = deque()
         self._tender: asyncio.Task[None] | None = None
@@ -128,7 +153,7 @@ class Scheduler:
 
     def start(self) -> None:
         """Open the lanes. Call it on the event loop that will submit."""
-        self._lanes = [self._new_lane() for _ in range(self._count)]
+        self._lanes = [self._new_lane() for _ in range(self.lanes)]
         self._tender = asyncio.create_task(self._tend())
 
     async def stop(self) -> None:
@@ -145,19 +170,14 @@ class Scheduler:
             lane.thread.shutdown(wait=False)
 
     @contextmanager
-    def admit(self, crops: int) -> Iterator[None]:
+    def admit(self, crops: int) -> Iterator["Room"]:
         """Hold room in the queue for a request's crops until it is answered. Raises QueueFull or TooManyCrops at once."""
-        if crops > self.queue_crops:
-            raise TooManyCrops(f"The request holds {crops} crops; the queue takes at most {self.queue_crops}.")
-        if self.admitted + crops > self.queue_crops:
-            excess = self.admitted + crops - self.queue_crops
-            seconds = excess * self.seconds_per_crop / max(1, len(self._lanes))
-            raise QueueFull(crops, self.queue_crops, max(1, math.ceil(seconds)))
-        self.admitted += crops
+        room = Room(self)
         try:
-            yield
+            room.resize(crops)
+            yield room
         finally:
-            self.admitted -= crops
+            self.admitted -= room.crops
 
     async def run(self, network: Network, crops: npt.NDArray[np.uint8], deadline: float) -> Ticket:
         """Run a network on crops [N, …] and give the finished ticket, whose results are in order.
@@ -245,9 +265,10 @@ class Scheduler:
         self._fill_lanes()
 
     def _deliver(self, members: list[tuple[Ticket, int]], result: BatchResult) -> None:
-        name = members[0][0].network.name
-        self._metrics.crops.labels(name).inc(len(members))
-        self._metrics.batch_crops.labels(name).observe(len(members))
+        network = members[0][0].network
+        counter = self._metrics.crops if network.counts == "crops" else self._metrics.searched_images
+        counter.labels(network.name).inc(len(members))
+        self._metrics.batch_crops.labels(network.name).observe(len(members))
         for ticket in {id(ticket): ticket for ticket, _ in members}.values():
             ticket.infer_seconds += result.infer_seconds
             ticket.keypoint_seconds += result.keypoint_seconds

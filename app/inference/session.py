@@ -11,6 +11,8 @@ from pathlib import Path
 import cv2
 import onnxruntime
 
+from app.inference.model_store import ModelError, StoredModel
+
 log = logging.getLogger(__name__)
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -51,3 +53,32 @@ def open_session(onnx: bytes) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+
+def open_graph(stored: StoredModel, *outputs: list[int]) -> onnxruntime.InferenceSession:
+    """A session of a stored model, once its graph takes and gives what model.toml says: `outputs` are shapes after the batch.
+
+    Raises ModelError that names the model and the fault.
+    """
+    description = stored.description
+    try:
+        session = open_session(stored.onnx)
+    except Exception as error:  # onnxruntime's errors share no class of their own
+        raise ModelError(f"model {description.id}: model.onnx is not a graph that ONNX Runtime opens") from error
+    expected = [description.input.height, description.input.width, 3]
+    inputs, given = session.get_inputs(), session.get_outputs()
+    if (
+        len(inputs) != 1
+        or inputs[0].type != "tensor(uint8)"
+        or inputs[0].shape[1:] != expected
+        or [output.shape[1:] for output in given] != list(outputs)
+    ):
+        raise ModelError(
+            f"model {description.id}: model.onnx must take uint8 {_batch_of(expected)} and give "
+            f"{' and '.join(map(_batch_of, outputs))} as model.toml says"
+        )
+    return session
+
+
+def _batch_of(shape: list[int]) -> str:
+    return f"[N, {', '.join(map(str, shape))}]"

@@ -39,8 +39,15 @@ class Metrics:
         )
         self.images = Counter("pose_images", "Pictures answered.", registry=registry)
         self.crops = Counter("pose_crops", "Crops that a network has run on.", ("model",), registry=registry)
+        self.searched_images = Counter(
+            "pose_searched_images", "Pictures that a detector has searched for people.", ("model",), registry=registry
+        )
         self.batch_crops = Histogram(
-            "pose_batch_crops", "Crops in a call of a network.", ("model",), buckets=_CROPS, registry=registry
+            "pose_batch_crops",
+            "Crops (a detector's: pictures) in a call of a network.",
+            ("model",),
+            buckets=_CROPS,
+            registry=registry,
         )
         self.queue_crops = Gauge("pose_queue_crops", "Crops that wait for a lane.", registry=registry)
         self.queue_wait = Histogram(

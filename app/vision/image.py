@@ -17,6 +17,12 @@ UInt8 = npt.NDArray[np.uint8]
 FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 _MAX_SIDE = 32_766  # OpenCV warps no larger picture
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
+_REDUCED = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32_773, 32_946)  # OpenCV reads the rest as black without a word
 
@@ -54,9 +60,9 @@ def read_header(data: bytes) -> Header:
     raise InvalidImage(f"is not a {FORMATS} file")
 
 
-def decode(data: bytes, max_pixels: int) -> UInt8:
+def decode(data: bytes, max_pixels: int, reduction: int = 1) -> UInt8:
     """A picture file → its upright pixels [H, W, 3], 8-bit BGR; the first frame of an animation; alpha is left out
-    (a TIFF's is blended onto black).
+    (a TIFF's is blended onto black). `reduction` (1, 2, 4, 8): each side that many times smaller, which a JPEG gives cheaply.
 
     Raises InvalidImage, and ImageTooLarge from the header alone.
     """
@@ -67,14 +73,24 @@ def decode(data: bytes, max_pixels: int) -> UInt8:
             f"pixels and {_MAX_SIDE:,} a side are taken"
         )
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction])
     except cv2.error:
         picture = None
     if picture is None:
         raise InvalidImage(f"is a {header.format} file that is damaged or of a kind that is not read")
-    if picture.shape[0] * picture.shape[1] != header.width * header.height:
+    sides = np.sort(np.array(picture.shape[:2])) - np.sort([header.width, header.height]) / reduction
+    if (np.abs(sides) >= 1).any():
         raise InvalidImage(f"is a {header.format} file whose header does not match its content")
     return np.asarray(picture, np.uint8)
+
+
+def reduction_to(data: bytes, side: int) -> int:
+    """How many times smaller a picture file may be decoded at less cost, so that its longer side keeps at least `side`
+    pixels: 1 for all but JPEG. Raises InvalidImage."""
+    header = read_header(data)
+    if header.format != "JPEG":
+        return 1
+    return next((times for times in (8, 4, 2) if max(header.width, header.height) >= times * side), 1)
 
 
 def _measure_jpeg(data: bytes) -> tuple[int, int]:

@@ -347,3 +347,25 @@ def test_other_formats_are_not_pictures():
     for format_ in ("GIF", "ICO", "PPM", "TGA"):
         with pytest.raises(InvalidImage, match="is not a JPEG, PNG, WebP, BMP or TIFF file"):
             image.decode(file(PICTURE, format_), MOST)
+
+
+@pytest.mark.parametrize(("width", "reduction"), [(400, 1), (831, 1), (832, 2), (1663, 2), (1664, 4), (3328, 8), (9000, 8)])
+def test_a_large_jpeg_may_be_decoded_smaller(width, reduction):
+    data = cv2.imencode(".jpg", np.zeros((30, width, 3), np.uint8))[1].tobytes()
+    assert image.reduction_to(data, 416) == reduction
+    height, found, _ = image.decode(data, 10**6, reduction).shape
+    assert found == -(-width // reduction) >= min(width, 416)
+    assert height == -(-30 // reduction)
+
+
+def test_other_formats_are_decoded_whole():
+    assert image.reduction_to(cv2.imencode(".png", np.zeros((30, 4000, 3), np.uint8))[1].tobytes(), 416) == 1
+
+
+def test_a_turned_jpeg_is_upright_when_decoded_smaller():
+    data = cv2.imencode(".jpg", np.zeros((1000, 2000, 3), np.uint8))[1].tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(turned, "JPEG", exif=exif)
+    assert image.decode(turned.getvalue(), 10**7, 4).shape == (500, 250, 3)

@@ -1,0 +1,76 @@
+"""The person detector: letterboxed pictures in, people's boxes out."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from app.inference.model_store import DetectorDescription, ModelError, StoredModel
+from app.inference.scheduler import BatchResult, Network
+from app.inference.session import open_graph
+from app.vision import detection
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+UInt8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Letterbox:
+    """A picture as the detector takes it, pixels [h, w, 3], and the letterbox pixels per pixel of the whole picture."""
+
+    pixels: UInt8
+    gain: float
+
+
+class Detector:
+    """A person detector of the store with its session; `network` is what lanes run of it."""
+
+    def __init__(self, description: DetectorDescription, session: onnxruntime.InferenceSession, max_people: int) -> None:
+        self.description = description
+        self.network = Network(description.id, self._run, counts="pictures")
+        self._session = session
+        self._max_people = max_people
+
+    @classmethod
+    def opened(cls, stored: StoredModel, max_people: int) -> "Detector":
+        """The detector, once it is sure that it takes letterboxes and gives boxes and scores as model.toml says.
+
+        `max_people`: the most that are found in a picture. Raises ModelError.
+        """
+        description = stored.description
+        if not isinstance(description, DetectorDescription):
+            raise ModelError(f"model {description.id} is a pose model, not a person detector")
+        candidates = description.detection.candidates
+        return cls(description, open_graph(stored, [candidates, 4], [candidates]), max_people)
+
+    @property
+    def side(self) -> int:
+        """The longer side of the letterbox, in pixels."""
+        return max(self.description.input.width, self.description.input.height)
+
+    def letterbox(self, picture: UInt8, reduction: int) -> Letterbox:
+        """The letterbox of picture [H, W, 3] (BGR), which was decoded `reduction` times smaller."""
+        shape = self.description.input
+        pixels = np.empty((shape.height, shape.width, 3), np.uint8)
+        gain = detection.letterbox(picture, pixels, self.description.detection.pad)
+        if shape.channel_order == "RGB":
+            pixels = np.ascontiguousarray(pixels[..., ::-1])
+        return Letterbox(pixels, gain / reduction)
+
+    def found(self, rows: Float32, threshold: float | None, limit: int) -> Float32:
+        """The people [N, 5] (x1, y1, x2, y2, score) of a picture's rows that reach the threshold (the model's for None)."""
+        least = self.description.detection.threshold if threshold is None else threshold
+        scores = rows[:limit, 4]
+        return rows[:limit][(scores >= least) & (scores > 0)]
+
+    def _run(self, letterboxes: UInt8) -> BatchResult:
+        """Letterboxes [N, h, w, 3] → people [N, max_people, 5] (x1, y1, x2, y2 in letterbox pixels, score), best first."""
+        started = time.perf_counter()
+        boxes, scores = self._session.run(None, {self._session.get_inputs()[0].name: letterboxes})
+        inferred = time.perf_counter()
+        iou = self.description.detection.nms_iou
+        values = np.stack([detection.people(*picture, iou, self._max_people) for picture in zip(boxes, scores, strict=True)])
+        return BatchResult(values, inferred - started, time.perf_counter() - inferred)
