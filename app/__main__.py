@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 
 # One thread rule: BLAS opens its pool, and OpenCV reads its limit, when numpy and cv2 are imported, so before them.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -28,6 +29,7 @@ def main() -> int:
     import uvicorn
 
     from app.api.application import create_app
+    from app.api.connections import Connection, Server
     from app.inference.model_store import ModelError
     from app.telemetry import logs
 
@@ -39,6 +41,7 @@ def main() -> int:
         return 1
     config = uvicorn.Config(
         app,
+        http=partial(Connection, settings, app.state.metrics),  # type: ignore[arg-type]
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -59,7 +62,7 @@ def main() -> int:
     # uvicorn raises the signal that stopped it once more, after a clean stop; that is not a failure.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    uvicorn.Server(config).run(sockets=[sock])
+    Server(config, app.state.pipeline).run(sockets=[sock])
     sys.stderr.flush()
     os._exit(0)  # a thread that stands still in a network would keep the process for ever
 

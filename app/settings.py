@@ -34,7 +34,14 @@ class Settings(BaseSettings):
     )
     timeout_ms: int = Field(10_000, ge=1, description="Deadline in milliseconds of a request that names none.")
     max_timeout_ms: int = Field(60_000, ge=1, description="Longest deadline in milliseconds that a request may name.")
-    body_timeout_s: float = Field(15, gt=0, description="Seconds for a body to arrive. 32 MiB at 20 Mbit/s.")
+    body_timeout_s: float = Field(
+        15,
+        gt=0,
+        description="Seconds for a head, then for a body to arrive (32 MiB at 20 Mbit/s), and for an answer to be read.",
+    )
+    max_connections: int = Field(
+        512, ge=1, description="Open connections; over it an idle one is closed. Half of the usual limit of descriptors."
+    )
     drain_s: int = Field(20, ge=0, description="Seconds that a stopping service gives accepted requests to end.")
     max_batch_crops: int = Field(
         4,

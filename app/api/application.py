@@ -53,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
     # The last added is the outermost.
     app.add_middleware(BodyLimits, settings=settings)
     app.add_middleware(ApiKeys, keys=settings.api_keys)
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(RequestContext, metrics=metrics, pipeline=pipeline)
     if settings.cors_origins:  # outside the rest, so that problems can be read by the pages as well
         app.add_middleware(
             CORSMiddleware,

@@ -21,6 +21,8 @@ async def livez() -> JSONResponse:
 async def readyz(request: Request) -> JSONResponse:
     """200 when every model has answered a warm-up and lanes run, else 503 with the reason."""
     pipeline: Pipeline = request.app.state.pipeline
+    if pipeline.draining:
+        raise Problem("shutting_down", "The service is about to stop.", retry_after=1)
     reason = pipeline.why_not_ready
     if reason is not None:
         raise Problem("not_ready", reason, retry_after=1)

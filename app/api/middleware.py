@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import Problem, problem_of, render
+from app.inference.pipeline import Pipeline
 from app.settings import Settings
 from app.telemetry.metrics import STAGES, Metrics
 
@@ -24,11 +25,15 @@ _OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics"))
 
 
 class RequestContext:
-    """Outermost: an id for each request, one log line, its metrics and Server-Timing, and an answer to every exception."""
+    """Outermost: an id for each request, one log line, its metrics and Server-Timing, and an answer to every exception.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    While the pipeline drains, answers close their connections.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, pipeline: Pipeline) -> None:
         self._app = app
         self._metrics = metrics
+        self._pipeline = pipeline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,6 +53,8 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
+                if self._pipeline.draining:
+                    headers["Connection"] = "close"
                 headers["Server-Timing"] = _server_timing({**seconds, "total": time.perf_counter() - started})
             await send(message)
 

@@ -150,6 +150,7 @@ class Pipeline:
         self.scheduler = Scheduler(self._lanes, settings.queue_crops, settings.max_batch_crops, metrics)
         self._picture_threads = ThreadPoolExecutor(self._lanes, "pictures")
         self._warm = False
+        self.draining = False  # the service is about to stop; what still comes is answered
 
     @property
     def models(self) -> list[ModelDescription | DetectorDescription]:

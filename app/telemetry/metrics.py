@@ -37,6 +37,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.connections = Gauge("pose_http_connections", "Open connections.", registry=registry)
         self.images = Counter("pose_images", "Pictures answered.", registry=registry)
         self.crops = Counter("pose_crops", "Crops that a network has run on.", ("model",), registry=registry)
         self.searched_images = Counter(

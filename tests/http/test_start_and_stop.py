@@ -162,7 +162,7 @@ def test_a_stopping_service_takes_no_new_connections(start_service, t_pose):
     asking.start()
     service.wait_until(lambda: service.metric("pose_queue_crops") > 0)
     service.process.terminate()
-    time.sleep(0.3)
+    time.sleep(1.5)  # a second for requests that are on their way
     with pytest.raises(httpx.ConnectError):
         httpx.get(service.client.base_url.join("/livez"))
     asking.join()

@@ -1,0 +1,145 @@
+"""The HTTP connection, where uvicorn's own leaves a hostile client room: how many connections, how slow, how long a head.
+
+Everything here happens before or after a request is the application's, so its answers are written out by hand.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.api.problems import Problem, render
+from app.inference.pipeline import Pipeline
+from app.settings import Settings
+from app.telemetry.metrics import Metrics
+
+_HEAD_BYTES = 65_536
+_LAST_REQUESTS_SECONDS = 1.0  # for requests that are on their way when the service is told to stop
+
+
+class Connection(HttpToolsProtocol):
+    """A connection within the limits of the settings: bind those and the metrics, and give it to uvicorn as `http`."""
+
+    _waits_for: asyncio.TimerHandle | None = None  # the client's next step
+    _unread: asyncio.TimerHandle | None = None  # the client's reading of its answer
+    _head_bytes = 0  # of the request that is being read; 0 between requests
+    _head_complete = False
+    _body_complete = True
+
+    def __init__(self, settings: Settings, metrics: Metrics, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self.settings = settings
+        self.metrics = metrics
+        self.made = self.loop.time()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.metrics.connections.set(len(self.connections))
+        if len(self.connections) > self.settings.max_connections and not self._close_an_idle_one():
+            limit = f"The service holds {self.settings.max_connections} connections already, all at work."
+            self._refuse(Problem("not_ready", limit, retry_after=1))
+            return
+        self._expect(self._give_up_head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._expect(None)
+        if self._unread is not None:
+            self._unread.cancel()
+        self.metrics.connections.set(len(self.connections))
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if not self._head_complete:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if not self._head_complete and self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(Problem("malformed_body", f"The request's head has over {_HEAD_BYTES:,} bytes."))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_complete, self._body_complete = False, False
+        self._expect(self._give_up_head)
+
+    def on_headers_complete(self) -> None:
+        self._head_complete = True
+        self._expect(None)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._head_bytes, self._head_complete, self._body_complete = 0, False, True
+        self._expect(None)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._body_complete and not self.transport.is_closing():
+            self._expect(
+                self.transport.close
+            )  # the rest of a refused body is read and forgotten, so that the refusal is read
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.settings.body_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own words
+        self._refuse(Problem("malformed_body", "The bytes on this connection are not HTTP/1.1."))
+
+    def _expect(self, otherwise: Callable[[], object] | None) -> None:
+        """Call `otherwise` unless the next step comes within the time-out; None: nothing is waited for."""
+        if self._waits_for is not None:
+            self._waits_for.cancel()
+        self._waits_for = None if otherwise is None else self.loop.call_later(self.settings.body_timeout_s, otherwise)
+
+    def _give_up_head(self) -> None:
+        if self._head_bytes == 0:
+            self.transport.close()
+            return
+        seconds = f"{self.settings.body_timeout_s:g} seconds"
+        self._refuse(Problem("request_timeout", f"The request's head did not arrive within {seconds}."))
+
+    def _close_an_idle_one(self) -> bool:
+        """Close the oldest connection without a request; whether there was one."""
+        others = (other for other in self.connections if isinstance(other, Connection) and other is not self)
+        idle = [other for other in others if other.idle and not other.transport.is_closing()]
+        if idle:
+            min(idle, key=lambda other: other.made).transport.close()
+        return bool(idle)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered or read beyond its head."""
+        return not self._head_complete and (self.cycle is None or self.cycle.response_complete)
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer with a problem that the application never sees, and close."""
+        self.metrics.rejected.labels(problem.code).inc()
+        response = render(problem, uuid.uuid4().hex)
+        response.headers["Connection"] = "close"
+        head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+        self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (problem.status, head, response.body))
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which says that it stops before it does: readiness goes off, and answers close their connections."""
+
+    def __init__(self, config: uvicorn.Config, pipeline: Pipeline) -> None:
+        super().__init__(config)
+        self._pipeline = pipeline
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+        """Stop: no connection is closed under a request that is on its way."""
+        self._pipeline.draining = True
+        if self.server_state.connections:
+            await asyncio.sleep(_LAST_REQUESTS_SECONDS)
+        await super().shutdown(sockets)

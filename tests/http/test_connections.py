@@ -1,0 +1,170 @@
+"""Connections of hostile, slow and many clients, and what becomes of them when the service stops."""
+
+import contextlib
+import signal
+import socket
+import threading
+import time
+
+import cv2
+import httpx
+import numpy as np
+import orjson
+import pytest
+
+BOX = "295,15,545,595"
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+@pytest.fixture(scope="module")
+def strict(start_service):
+    """A service with little patience and few connections."""
+    return start_service(body_timeout_s=0.5, max_connections=5)
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+def read_to_end(sock: socket.socket) -> bytes:
+    answer = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := sock.recv(65_536):
+            answer += data
+    return answer
+
+
+def problem(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head.lower()
+    return int(head.split()[1]), orjson.loads(body)["type"].removeprefix("/problems/")
+
+
+def test_a_head_that_does_not_arrive_in_time_is_refused(strict):
+    with connect(strict.port) as sock:
+        sock.sendall(b"POST /v1/pose HTTP/1.1\r\nHost: localhost\r\n")
+        assert problem(read_to_end(sock)) == (408, "request_timeout")
+
+
+def test_a_head_that_trickles_in_is_refused(strict):
+    with connect(strict.port) as sock:
+        sock.sendall(b"GET /livez HTTP/1.1\r\n")
+        for _ in range(12):
+            time.sleep(0.05)
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(b"X-A: b\r\n")
+        assert b" 408 " in sock.recv(65_536)[:20]
+
+
+def test_a_connection_without_a_request_is_closed(strict):
+    with connect(strict.port) as sock:
+        started = time.monotonic()
+        assert read_to_end(sock) == b""
+        assert time.monotonic() - started < 5
+
+
+def test_an_endless_head_is_refused(strict):
+    with connect(strict.port) as sock:
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(b"GET /livez HTTP/1.1\r\nX-Long: " + b"a" * 70_000)
+        assert problem(read_to_end(sock)) == (400, "malformed_body")
+
+
+@pytest.mark.parametrize(
+    "said", [b"\x16\x03\x01\x02\x00\x01", b"hello\r\n\r\n", b"GET / HTTP/9.9.9\r\n\r\n", b"GET \xff HTTP/1.1\r\n\r\n"]
+)
+def test_what_is_not_http_is_told_in_the_form_of_all_problems(strict, said):
+    with connect(strict.port) as sock:
+        sock.sendall(said)
+        assert problem(read_to_end(sock)) == (400, "malformed_body")
+
+
+def test_refusals_of_connections_are_counted(strict):
+    before = strict.metric("pose_rejected_total", code="malformed_body")
+    with connect(strict.port) as sock:
+        sock.sendall(b"hello\r\n\r\n")
+        read_to_end(sock)
+    assert strict.metric("pose_rejected_total", code="malformed_body") == before + 1
+
+
+def test_a_flood_of_idle_connections_shuts_nobody_out(start_service, t_pose):
+    service = start_service(max_connections=8, body_timeout_s=30)
+    with contextlib.ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(connect(service.port))
+        answer = httpx.post(
+            service.client.base_url.join("/v1/pose"), params={"boxes": BOX}, content=t_pose, headers=JPEG, timeout=60
+        )
+        assert answer.status_code == 200
+        assert service.metric("pose_http_connections") <= 9
+    assert service.client.get("/readyz").status_code == 200
+
+
+def test_over_the_limit_connections_are_refused_while_all_are_at_work(start_service):
+    service = start_service(max_connections=3, body_timeout_s=30)
+    service.client.close()
+    with contextlib.ExitStack() as held:
+        for _ in range(3):
+            sock = held.enter_context(connect(service.port))
+            sock.sendall(
+                b"POST /v1/pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 9\r\n\r\n12345678"
+            )
+        time.sleep(0.3)
+        with connect(service.port) as sock:
+            assert problem(read_to_end(sock)) == (503, "not_ready")
+
+
+def test_a_client_that_does_not_read_its_answer_is_dropped(strict):
+    noise = np.random.default_rng(7).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
+    photo = cv2.imencode(".jpg", noise)[1].tobytes()
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", strict.port))
+        head = f"POST /v1/pose?boxes={BOX} HTTP/1.1\r\nHost: x\r\nAccept: image/png\r\nContent-Type: image/jpeg\r\n"
+        request = f"{head}Content-Length: {len(photo)}\r\n\r\n".encode() + photo
+        sock.sendall(request)
+        strict.wait_until(lambda: strict.metric("pose_images_total") >= 1)
+        time.sleep(3)  # far over its patience; the drawn picture of 12 MB is larger than what the kernel holds for both
+        got = read_to_end(sock)
+        assert b"200" in got[:20]
+        assert len(got) < int(got.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+
+
+# Stopping
+
+
+def test_readiness_goes_off_before_the_service_stops(start_service):
+    service = start_service()
+    assert service.client.get("/readyz").status_code == 200  # its connection stays open
+    service.process.terminate()
+    service.wait_until(lambda: service.client.get("/readyz").status_code == 503)
+    assert service.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_under_load_resets_no_connection(start_service, t_pose, stop):
+    service = start_service()
+    faults: list[Exception] = []
+    answers: list[int] = []
+
+    def ask_again_and_again() -> None:
+        with httpx.Client(base_url=service.client.base_url, timeout=60) as client:
+            while True:
+                try:
+                    answers.append(client.post("/v1/pose", params={"boxes": BOX}, content=t_pose, headers=JPEG).status_code)
+                except httpx.ConnectError:  # the service is gone: refused, nothing lost
+                    return
+                except httpx.TransportError as error:
+                    faults.append(error)
+                    return
+
+    clients = [threading.Thread(target=ask_again_and_again) for _ in range(8)]
+    for client in clients:
+        client.start()
+    service.wait_until(lambda: len(answers) > 20, 60)
+    service.process.send_signal(stop)
+    assert service.process.wait(30) == 0
+    for client in clients:
+        client.join()
+    assert faults == []
+    assert set(answers) == {200}
