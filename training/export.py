@@ -20,8 +20,10 @@ from onnx import numpy_helper
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from app.inference.model_store import ModelDescription, ModelError, Name, Version, load_model
+from app.inference.model_store import ModelDescription, ModelError, Name, Version
+from app.inference.pose import PoseModel
 from app.inference.session import open_session
+from app.vision import heatmap
 from training.keypoints import MIRROR, NAMES, SKELETON
 from training.lpn import HEATMAP_STRIDE, LPN, depth_of
 from training.train import MEAN, STD, normalised
@@ -31,6 +33,7 @@ log = logging.getLogger("export")
 WIDTH, HEIGHT = 192, 256
 BETA = 160.0  # of Beta-Soft-Argmax: the paper's best
 KEYPOINT_THRESHOLD = 0.2  # the reference's IN_VIS_THRE
+_GOLDEN = Path(__file__).parent / "golden.png"  # a crop of tests/data/photos/t_pose_cc0.jpg
 _TOLERANCE = 1e-4
 _OPSET = 18
 
@@ -58,13 +61,14 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, qua
     model.load_state_dict({key: _normal(value) for key, value in weights.items()})
     graph = _graph(model)
     _check(graph, model)
-    description = _toml(name, version, depth, graph, quarter_shift)
+    description = _toml(name, version, depth, graph, quarter_shift) + _golden(graph, quarter_shift)
     ModelDescription.model_validate(tomllib.loads(description))
     folder = store / name / version
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(graph)
+    (folder / "golden.png").write_bytes(_GOLDEN.read_bytes())
     (folder / "model.toml").write_text(description)
-    load_model(folder)
+    PoseModel.load(folder)
     log.info("%s/%s: LPN-%d, %.1f MB, equal to PyTorch within %g", name, version, depth, len(graph) / 1e6, _TOLERANCE)
     return folder
 
@@ -153,6 +157,20 @@ names = {json.dumps(NAMES)}
 skeleton = {json.dumps(SKELETON)}
 mirror = {MIRROR.tolist()}
 threshold = {KEYPOINT_THRESHOLD}
+"""
+
+
+def _golden(graph: bytes, quarter_shift: bool) -> str:
+    """The table of what the network makes of golden.png, one line a joint."""
+    crop = np.asarray(cv2.imread(str(_GOLDEN)), np.uint8)
+    heatmaps = open_session(graph).run(None, {"crops": crop[None]})[0]
+    (joints,) = heatmap.decode(heatmaps, BETA, quarter_shift)
+    rows = "".join(f"    [{x:.2f}, {y:.2f}, {score:.3f}],\n" for x, y, score in joints.tolist())
+    return f"""
+# What the network makes of golden.png: x, y in heatmap cells, score. The service compares at every start.
+[golden]
+rows = [
+{rows}]
 """
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,8 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from app.vision import image
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Version = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+_GOLDEN_SCORE = 0.05
 
 
 class ModelError(Exception):
@@ -69,6 +73,15 @@ class DetectionTable(_Table):
     nms_iou: Annotated[float, Field(gt=0, le=1)]
 
 
+class GoldenTable(_Table):
+    """What the network once made of golden.png: joints (x, y in cells, score) or people (x1, y1, x2, y2, score).
+
+    It is run again at every start, since another processor or runtime may compute something else.
+    """
+
+    rows: tuple[tuple[float, ...], ...]
+
+
 class _Model(_Table):
     """What model.toml says of any network."""
 
@@ -78,6 +91,7 @@ class _Model(_Table):
     precision: Literal["float32", "int8", "bfloat16", "float16"]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of model.onnx
     input: InputTable
+    golden: GoldenTable | None = None
     accuracy: dict[str, dict[str, float]] = {}  # data set → measure → value, as the card has them
 
     @property
@@ -106,10 +120,36 @@ class ModelDescription(_Model):
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A verified model: what model.toml says, and the bytes of model.onnx that match its sha256."""
+    """A verified model: what model.toml says, the bytes of model.onnx that match its sha256, and golden.png."""
 
     description: ModelDescription | DetectorDescription
     onnx: bytes
+    golden: bytes | None = None
+
+    def check_golden(self, rows_of: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]], places: float) -> None:
+        """Compare what the network makes of golden.png, [h, w, 3] → rows, with model.toml: places (all but the last column)
+        within `places`, scores (the last) within 0.05. Raises ModelError."""
+        if self.golden is None or self.description.golden is None:
+            return
+        shape = self.description.input
+        try:
+            picture = image.decode(self.golden, shape.width * shape.height)
+        except (image.InvalidImage, image.ImageTooLarge) as error:
+            raise ModelError(f"model {self.description.id}: golden.png {error}") from error
+        if picture.shape[:2] != (shape.height, shape.width):
+            raise ModelError(f"model {self.description.id}: golden.png is not of the size of the input")
+        expected = np.array(self.description.golden.rows, np.float32)
+        found = rows_of(picture)[: len(expected)]
+        if found.shape != expected.shape:
+            raise ModelError(
+                f"model {self.description.id}: [golden] in model.toml has rows of another shape than the network"
+            )
+        off = np.abs(found - expected).max(axis=0, initial=0)
+        if not ((off[:-1] <= places).all() and off[-1] <= _GOLDEN_SCORE):  # also where it is not a number
+            raise ModelError(
+                f"model {self.description.id} does not compute on this machine what it should: on golden.png it is off by "
+                f"{off[:-1].max():.3g} pixels and {off[-1]:.3g} of score"
+            )
 
 
 def stored_models(store: Path) -> Iterator[tuple[str, str, Path]]:
@@ -125,6 +165,7 @@ def load_model(folder: Path) -> StoredModel:
     try:
         toml = (folder / "model.toml").read_bytes()
         onnx = (folder / "model.onnx").read_bytes()
+        golden = (folder / "golden.png").read_bytes() if (folder / "golden.png").exists() else None
     except OSError as error:
         raise ModelError(f"model {where}: {Path(error.filename or '').name} cannot be read ({error.strerror})") from error
     try:
@@ -141,4 +182,6 @@ def load_model(folder: Path) -> StoredModel:
     found = hashlib.sha256(onnx).hexdigest()
     if found != description.sha256:
         raise ModelError(f"model {where}: model.onnx has sha256 {found[:12]}…, model.toml says {description.sha256[:12]}…")
-    return StoredModel(description, onnx)
+    if description.golden is not None and golden is None:
+        raise ModelError(f"model {where}: golden.png is missing, though model.toml tells what becomes of it")
+    return StoredModel(description, onnx, golden)

@@ -1,10 +1,13 @@
 """The model store: every fault of a model is told by a message that names the file."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -12,7 +15,8 @@ from onnx import TensorProto, helper
 from app.inference.model_store import ModelError, load_model, stored_models
 from app.inference.pose import PoseModel
 
-STORE = Path(__file__).parents[2] / "model_store"
+ROOT = Path(__file__).parents[2]
+STORE = ROOT / "model_store"
 
 
 @pytest.fixture
@@ -157,3 +161,49 @@ def test_messages_name_no_path(folder):
         with pytest.raises(ModelError) as told:
             load_model(folder)
         assert str(folder.parent.parent) not in str(told.value)
+
+
+# The golden crop
+
+
+@pytest.fixture
+def golden(folder) -> Path:
+    """A model that tells what it makes of its golden crop."""
+    shutil.copy(ROOT / "training/golden.png", folder / "golden.png")
+    if "[golden]" not in (folder / "model.toml").read_text():
+        crop = cv2.imread(str(folder / "golden.png"))
+        rows = PoseModel.load(folder).plain.run(crop[None]).values[0].round(2).tolist()
+        edit(folder, lambda text: f"{text}\n[golden]\nrows = {rows}\n")
+    return folder
+
+
+def test_a_model_that_computes_what_it_should_is_opened(golden):
+    assert len(PoseModel.load(golden).description.golden.rows) == 17
+
+
+def test_a_model_that_computes_something_else_is_refused(golden):
+    (golden / "golden.png").write_bytes(cv2.imencode(".png", np.zeros((256, 192, 3), np.uint8))[1].tobytes())
+    with pytest.raises(ModelError, match=r"lpn50/1 does not compute .* golden.png it is off by"):
+        PoseModel.load(golden)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(b"nothing", "golden.png is not a"), (cv2.imencode(".png", np.zeros((99, 99, 3)))[1].tobytes(), "golden.png is not of")],
+)
+def test_a_broken_golden_crop_is_told(golden, content, fault):
+    (golden / "golden.png").write_bytes(content)
+    with pytest.raises(ModelError, match=fault):
+        PoseModel.load(golden)
+
+
+def test_a_missing_golden_crop_is_told(golden):
+    (golden / "golden.png").unlink()
+    with pytest.raises(ModelError, match=r"golden.png is missing"):
+        load_model(golden)
+
+
+def test_golden_rows_of_another_shape_are_told(golden):
+    edit(golden, lambda text: re.sub(r"\[golden\].*", "[golden]\nrows = [[1.0, 2.0]]\n", text, flags=re.DOTALL))
+    with pytest.raises(ModelError, match=r"\[golden\] in model.toml has rows of another shape"):
+        PoseModel.load(golden)
