@@ -2,14 +2,11 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from app.inference import scheduler
 from app.inference.scheduler import (
@@ -353,56 +350,3 @@ def test_stopping_answers_what_still_waits():
         assert not s.ready
 
     asyncio.run(main())
-
-
-Request = tuple[int, str, str, int]  # crops, what the network does, what the client does, milliseconds before it is sent
-REQUESTS = st.tuples(
-    st.integers(0, 6),
-    st.sampled_from(["answers", "answers", "answers", "fails", "dies"]),
-    st.sampled_from(["waits", "waits", "leaves", "hurries"]),
-    st.integers(0, 4),
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(REQUESTS, min_size=1, max_size=10), st.integers(1, 3), st.integers(1, 5))
-def test_every_request_gets_exactly_one_answer_under_any_schedule(requests: list[Request], lanes: int, batch: int):
-    def fails(batch: np.ndarray) -> BatchResult:
-        raise ValueError
-
-    def dies(batch: np.ndarray) -> BatchResult:
-        raise SystemExit
-
-    def slow(batch: np.ndarray) -> BatchResult:
-        time.sleep(0.0005)
-        return doubled(batch)
-
-    networks = {"answers": Network("a", slow), "fails": Network("f", fails), "dies": Network("d", dies)}
-
-    async def one(s: Scheduler, number: int, request: Request) -> None:
-        count, network, client, delay = request
-        await asyncio.sleep(delay / 1000)
-        values = [(16 * number + i) % 256 for i in range(count)]
-        job = asyncio.create_task(s.run(networks[network], crops(*values), soon(0.001 if client == "hurries" else 30)))
-        if client == "leaves":
-            await asyncio.sleep(0.0005)
-            job.cancel()
-        await asyncio.wait({job})
-        if job.cancelled():
-            assert client == "leaves"
-            return
-        error = job.exception()
-        if error is None:
-            assert count == 0 or network == "answers"
-            assert [float(v[0]) for v in job.result().results] == [2.0 * v for v in values]
-        else:
-            allowed = {"answers": (), "fails": (BatchFailed,), "dies": (LaneLost,)}[network]
-            assert isinstance(error, (*allowed, TimeoutError) if client == "hurries" else allowed)
-
-    async def work(s: Scheduler) -> None:
-        await asyncio.gather(*(one(s, number, request) for number, request in enumerate(requests)))
-        assert s.waiting == 0
-
-    metrics = drive(work, lanes, batch=batch)
-    assert value(metrics, "pose_queue_crops") == 0
-    assert value(metrics, "pose_inference_workers_busy") == 0
