@@ -40,6 +40,18 @@ def _quota(cgroup: Path) -> float | None:
     return int(limit) / int(period)
 
 
+def throttled_seconds(cgroup: Path = _CGROUP) -> float:
+    """Seconds that the cgroup's CPU quota has stopped its threads since it was made; 0 where that is not told."""
+    for file, name, units in (("cpu.stat", "throttled_usec", 1e6), ("cpu/cpu.stat", "throttled_time", 1e9)):  # v2, v1
+        try:
+            fields = dict(line.split() for line in (cgroup / file).read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        if name in fields:
+            return int(fields[name]) / units
+    return 0.0
+
+
 def take_one_thread_each() -> None:
     """Keep OpenCV from opening a thread pool of its own."""
     cv2.setNumThreads(1)

@@ -51,6 +51,11 @@ class Metrics:
             registry=registry,
         )
         self.queue_crops = Gauge("pose_queue_crops", "Crops that wait for a lane.", registry=registry)
+        self.queue_limit = Gauge("pose_queue_limit_crops", "Crops that may wait or run at once.", registry=registry)
+        self.lanes = Gauge("pose_lanes", "Threads that run networks, one a core.", registry=registry)
+        self.cpu_throttled = Counter(
+            "pose_cpu_throttled_seconds", "Seconds that the cgroup's CPU quota has stopped its threads.", registry=registry
+        )
         self.queue_wait = Histogram(
             "pose_queue_wait_seconds", "Seconds that a crop waited for a lane.", buckets=_SECONDS, registry=registry
         )
