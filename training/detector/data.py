@@ -1,7 +1,7 @@
 """Whole photos with people's boxes, reduced and decoded once into a cache on disk that training draws from.
 
-Boxes of crowds, and boxes that may be crowds (`iscrowd`; `iscrowd_unknown` without keypoints), are areas to be ignored: neither
-people nor background. Photos in which not everyone is boxed (`persons_complete` false) are left out.
+Boxes of crowds, and boxes that may be crowds (`iscrowd`; `iscrowd_unknown` without keypoints), are areas to be ignored:
+neither people nor background. Photos in which not everyone is boxed (`persons_complete` false) are left out.
 """
 
 import logging
@@ -20,9 +20,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Photos:
-    """Photo i is `pixels[offsets[i]:offsets[i + 1]]`, [heights[i], widths[i], 3] BGR; its boxes are rows first[i] to first[i + 1].
+    """Photo i is `pixels[offsets[i]:offsets[i + 1]]`, [heights[i], widths[i], 3] BGR.
 
-    `boxes` [M, 4] are x1, y1, x2, y2 in the reduced photo's pixels, 0 being the outer edge of the first; `ignored` [M].
+    Its boxes are rows first[i] to first[i + 1] of `boxes` [M, 4] (x1, y1, x2, y2 in the reduced photo's pixels, 0 being the
+    outer edge of the first) and of `ignored` [M].
     """
 
     pixels: npt.NDArray[np.uint8]

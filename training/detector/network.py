@@ -1,4 +1,4 @@
-"""The person detector: EfficientNet-Lite0 without its last stage, a small two-way feature pyramid, one anchor-free head a level.
+"""The person detector: EfficientNet-Lite0 without its last stage, a two-way feature pyramid, one anchor-free head a level.
 
 Each cell of the maps with strides 8, 16 and 32 gives one score and the distances from its centre to the four sides of a box.
 The backbone's batch normalisation is folded into its convolutions when the ImageNet weights are read, so that training and
@@ -80,7 +80,7 @@ class DepthwiseConv(nn.Conv2d):
             )
         weight = self.weight.to(x.dtype)
         if size == 5:
-            full = cast(Tensor, _Depthwise5.apply(x, weight))  # type: ignore[no-untyped-call]
+            full = cast("Tensor", _Depthwise5.apply(x, weight))  # type: ignore[no-untyped-call]
         else:
             full = functional.conv2d(x, weight, padding=size // 2, groups=self.groups)
         if stride == 2:
@@ -89,7 +89,7 @@ class DepthwiseConv(nn.Conv2d):
 
 
 class InvertedBottleneck(nn.Module):
-    """1×1 expansion, depthwise convolution, 1×1 projection, with a shortcut where the shape stays. [N, C, H, W] → [N, O, …]."""
+    """1×1 expansion, depthwise convolution, 1×1 projection, with a shortcut where the shape stays."""
 
     def __init__(self, channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class InvertedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else functional.relu6(self.expand(x))
-        y = self.project(functional.relu6(self.depthwise(y)))
+        y = cast("Tensor", self.project(functional.relu6(self.depthwise(y))))
         return x + y if self.shortcut else y
 
 
@@ -152,7 +152,7 @@ def _fold(convolution: nn.Conv2d, weights: dict[str, Tensor], name: str, norm: s
     gain = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + _FOLDED_EPSILON).sqrt()
     with torch.no_grad():
         convolution.weight.copy_(weights[f"{name}.weight"] * gain[:, None, None, None])
-        cast(Tensor, convolution.bias).copy_(weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain)
+        cast("Tensor", convolution.bias).copy_(weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain)
 
 
 class Separable(nn.Sequential):
@@ -207,7 +207,7 @@ class PersonDetector(nn.Module):
             assert isinstance(output, nn.Conv2d)  # noqa: S101
             nn.init.normal_(output.weight, std=0.01)
             with torch.no_grad():  # at first: a score of 0.01, and boxes four strides wide
-                cast(Tensor, output.bias).copy_(torch.tensor([-4.6, 0.7, 0.7, 0.7, 0.7]))
+                cast("Tensor", output.bias).copy_(torch.tensor([-4.6, 0.7, 0.7, 0.7, 0.7]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         height, width = x.shape[2], x.shape[3]
@@ -233,7 +233,7 @@ def cells(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def decode(distances: Tensor, centres: Tensor, strides: Tensor) -> Tensor:
-    """Logarithms of distances in strides [N, A, 4] (left, top, right, bottom) → boxes [N, A, 4] (x1, y1, x2, y2 in pixels)."""
+    """Logarithms of distances in strides [N, A, 4] (left, top, right, bottom) → boxes [N, A, 4] (x1, y1, x2, y2)."""
     reach = distances.clamp(max=4.0).exp() * strides[:, None]
     return torch.cat([centres - reach[..., :2], centres + reach[..., 2:]], 2)
 

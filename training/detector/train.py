@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder that the config's sets are in")
     parser.add_argument("--cache", type=Path, default=Path(".cache/photos"), help="where decoded photos are kept (3 GB)")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: log, checkpoint, weights")
-    parser.add_argument("--imagenet", type=Path, help="efficientnet-lite0-57934424.pth, from which a new run's backbone starts")
+    parser.add_argument("--imagenet", type=Path, help="efficientnet-lite0-57934424.pth, where a new run's backbone starts")
     parser.add_argument("--start", type=Path, help="weights.pth of a run, from which a new run starts")
     parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
     arguments = parser.parse_args()
