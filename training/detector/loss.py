@@ -1,7 +1,7 @@
 """Which cells answer for which person, and what their answers cost.
 
-RTMDet's assignment by dynamic soft labels (arXiv 2212.07784, section 3.3) and losses: quality focal loss (GFL, arXiv
-2006.04388), whose target is the box's IoU so that scores rank boxes by their fit, and GIoU (arXiv 1902.09630).
+RTMDet's assignment by dynamic soft labels (arXiv 2212.07784, section 3.3); varifocal loss (arXiv 2008.13367), whose target is
+the box's IoU so that scores rank boxes by their fit, and which heeds people more than background; GIoU (arXiv 1902.09630).
 """
 
 import torch
@@ -12,6 +12,7 @@ _CANDIDATES = 13  # the best so many IoUs with a person add up to the number of 
 _IOU_COST = 3.0
 _CENTRE_RADIUS = 3.0  # in strides, beyond which a cell's cost grows tenfold with each stride
 _BOX_WEIGHT = 2.0
+_BACKGROUND_WEIGHT = 0.75
 _FAR = 1e6
 
 
@@ -88,7 +89,7 @@ def detection_loss(
         true.append(here[person[answering]])
         quality.append(iou[answering])
     total = target.sum().clamp(min=1)
-    difference = (target - logits.detach().sigmoid()).abs() ** 2
-    score = functional.binary_cross_entropy_with_logits(logits, target, weight * difference, reduction="sum") / total
+    importance = torch.where(target > 0, target, _BACKGROUND_WEIGHT * logits.detach().sigmoid() ** 2)
+    score = functional.binary_cross_entropy_with_logits(logits, target, weight * importance, reduction="sum") / total
     misfit = ((1 - giou(torch.cat(found), torch.cat(true))) * torch.cat(quality)).sum() / total
     return {"score": score, "box": _BOX_WEIGHT * misfit}

@@ -120,6 +120,9 @@ class Backbone(nn.Module):
                 blocks.append(InvertedBottleneck(channels, out_channels, kernel, stride if number == 0 else 1, expansion))
                 channels = out_channels
         self.blocks = nn.ModuleList(blocks)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
         for module in (self.stem, *blocks[:_FROZEN_BLOCKS]):
             module.requires_grad_(False)
 

@@ -29,7 +29,7 @@ from training.train import average, learning_rate, one_ahead, write_line
 
 log = logging.getLogger("training")
 
-SIDE = 416  # the longest side of a photo as served; photos are cached at it
+SIDE = 416  # the longest side of a photo as served
 _CHECKPOINT_SECONDS = 200
 _REPORT_SECONDS = 30
 _CHECKED_PHOTOS = 96
@@ -40,12 +40,13 @@ class Stage(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    size: int  # of the training pictures; photos are scaled as for SIDE and cut where they are larger
+    size: int  # of the training pictures; photos are cut where they are larger
     pictures: int
     batch: int
     learning_rate: float
-    scale: tuple[float, float]  # of photos, against SIDE
+    scale: tuple[float, float]  # of photos, against the config's side
     mosaic: float
+    sets: dict[str, float] | None = None  # instead of the config's
     backbone: float = 0.25  # its learning rate, as a share
     warm_up: int = 100  # steps
     average: float = 0.998  # of the weights, a step
@@ -60,6 +61,7 @@ class Config(BaseModel):
     channels: int  # of the pyramid and the heads
     sets: dict[str, float]  # folder and name of a set → how often each of its photos is drawn, relative to the others
     dev: str
+    side: int = SIDE  # at which photos are cached, and at 1 of a stage's scale shown
     stages: list[Stage]
 
     @classmethod
@@ -93,12 +95,14 @@ class Places:
         return self.stopped.is_set() or time.monotonic() > self.until
 
 
-def batches(sets: list[Photos], shares: list[float], stage: Stage, seed: tuple[int, int], first: int) -> Iterator[Batch]:
-    """Batches of a stage from step `first` on."""
+def batches(config: Config, sets: list[Photos], number: int, first: int) -> Iterator[Batch]:
+    """Batches of stage `number` from step `first` on."""
+    stage, seed = config.stages[number], (config.seed, number)
+    shares = list((stage.sets or config.sets).values())
     variation = Variation(scale=stage.scale, mosaic=stage.mosaic)
 
     def make(step: int, members: list[tuple[int, int]]) -> Batch:
-        return augmented_batch(sets, members, stage.size, SIDE, variation, np.random.default_rng((*seed, step, 1)))
+        return augmented_batch(sets, members, stage.size, config.side, variation, np.random.default_rng((*seed, step, 1)))
 
     return one_ahead(make, sets, shares, stage.batch, seed, first)
 
@@ -113,14 +117,14 @@ def losses(model: PersonDetector, batch: Batch, device: torch.device) -> dict[st
 
 
 @torch.no_grad()
-def quick_check(model: PersonDetector, photos: Photos, device: torch.device) -> dict[str, float]:
+def quick_check(model: PersonDetector, photos: Photos, side: int, device: torch.device) -> dict[str, float]:
     """The losses on some photos as they would be served: a guide; training.detector.evaluate gives the figures that count."""
     still = Variation(scale=(1.0, 1.0), mosaic=0.0, rotated=0.0, stretch=0.0, colour=False)
     model.eval()
     found: list[dict[str, float]] = []
     for start in range(0, min(_CHECKED_PHOTOS, len(photos)), 16):
         members = [(0, index) for index in range(start, min(start + 16, len(photos)))]
-        batch = augmented_batch([photos], members, SIDE, SIDE, still, np.random.default_rng(0))
+        batch = augmented_batch([photos], members, side, side, still, np.random.default_rng(0))
         found.append({name: float(value) for name, value in losses(model, batch, device).items()})
     model.train()
     return {f"dev_{name}": float(np.mean([values[name] for values in found])) for name in found[0]}
@@ -162,10 +166,10 @@ def train(config: Config, places: Places, imagenet: Path | None, start: Path | N
 
 def _train_stage(config: Config, state: State, places: Places, device: torch.device) -> bool:
     stage = config.stages[state.stage]
-    sets = [cached_photos(places.data / f"{name}.json", places.cache, SIDE) for name in config.sets]
-    dev = cached_photos(places.data / f"{config.dev}.json", places.cache, SIDE)
+    sets = [cached_photos(places.data / f"{name}.json", places.cache, config.side) for name in stage.sets or config.sets]
+    dev = cached_photos(places.data / f"{config.dev}.json", places.cache, config.side)
     steps = stage.pictures // stage.batch
-    stream = batches(sets, list(config.sets.values()), stage, (config.seed, state.stage), state.step)
+    stream = batches(config, sets, state.stage, state.step)
     state.model.train()
     parts: list[Tensor] = []
     saved = reported = time.monotonic()
@@ -183,7 +187,10 @@ def _train_stage(config: Config, state: State, places: Places, device: torch.dev
         over = places.over()
         if now - saved > _CHECKPOINT_SECONDS or over or state.step == steps:
             _save(state, places.run / "checkpoint.pth")
-            write_line(places.run, {"stage": state.stage, "step": state.step, **quick_check(state.averaged, dev, device)})
+            write_line(
+                places.run,
+                {"stage": state.stage, "step": state.step, **quick_check(state.averaged, dev, config.side, device)},
+            )
             saved = reported = time.monotonic()
             first_reported = state.step
             if over and state.step < steps:
