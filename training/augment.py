@@ -58,7 +58,7 @@ def augmented_batch(
             centre, size = _half_body(joints, trust, centre, size, rng)
         affine, mirrored = _random_affine(centre, size, width, height, augmentation, rng)
         crop = cv2.warpAffine(people.crop(index), affine, (width, height), flags=cv2.INTER_LINEAR)
-        crops[i] = _recoloured(np.asarray(crop, np.uint8), augmentation, rng)
+        crops[i] = recoloured(np.asarray(crop, np.uint8), augmentation, rng)
         joints = joints @ affine[:, :2].T.astype(np.float32) + affine[:, 2].astype(np.float32)
         if mirrored:
             joints, trust = joints[MIRROR], trust[MIRROR]
@@ -110,7 +110,7 @@ def _random_affine(
     return np.hstack([linear, offset[:, None]]), mirrored
 
 
-def _recoloured(crop: npt.NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def recoloured(crop: npt.NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Random gain, offset and channel gains through one table a channel; now and then grey."""
     contrast = rng.uniform(1 - augmentation.contrast, 1 + augmentation.contrast)
     gains = contrast * rng.uniform(1 - augmentation.colour, 1 + augmentation.colour, 3)

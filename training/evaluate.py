@@ -202,7 +202,8 @@ def _shown(results: Iterable[Any], annotation_file: Path) -> Iterable[Any]:
         print(file=sys.stderr)
 
 
-def _model_folder(store: Path, wanted: str) -> Path:
+def model_folder(store: Path, wanted: str) -> Path:
+    """The folder of a model by name (its newest version) or name/version. Raises SystemExit."""
     for name, version, folder in reversed(list(stored_models(store))):
         if wanted in (name, f"{name}/{version}"):
             return folder
@@ -234,13 +235,13 @@ def main() -> None:
             if arguments.server:
                 estimate = server_estimator(client, arguments.model, flip_test)
             else:
-                estimate = local_estimator(PoseModel.load(_model_folder(arguments.store, arguments.model)), flip_test)
+                estimate = local_estimator(PoseModel.load(model_folder(arguments.store, arguments.model)), flip_test)
             for name, (annotations, images) in sets.items():
                 row = name + (", flip test" if flip_test else "")
                 rows[row] = evaluate_set(annotations, images, boxes_of, estimate, arguments.threads)
     print(table(rows))
     if arguments.write:
-        record(_model_folder(arguments.store, arguments.model) / "model.toml", rows)
+        record(model_folder(arguments.store, arguments.model) / "model.toml", rows)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import json
 import logging
 import time
 import tomllib
+from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import cv2
 import numpy as np
@@ -27,6 +28,8 @@ from training.keypoints import SIGMAS
 from training.lpn import HEATMAP_STRIDE, LPN
 
 log = logging.getLogger("training")
+
+T = TypeVar("T")
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, in RGB order on BGR pixels, as the reference feeds them
 STD = (0.229, 0.224, 0.225)
@@ -106,45 +109,58 @@ def heatmap_loss(heatmaps: Tensor, targets: Tensor, weights: Tensor, placement: 
     return (joint_losses * weights).sum() / weights.sum().clamp(min=1)
 
 
-def learning_rate(stage: Stage, step: int, steps: int) -> float:
-    """Linear warm-up, then a half cosine down to 1 %."""
-    if step < stage.warm_up:
-        return stage.learning_rate * (step + 1) / stage.warm_up
-    progress = (step - stage.warm_up) / max(1, steps - stage.warm_up)
-    return stage.learning_rate * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * progress))))
+def learning_rate(peak: float, warm_up: int, step: int, steps: int) -> float:
+    """Linear warm-up, then a half cosine down to 1 % of the peak."""
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    progress = (step - warm_up) / max(1, steps - warm_up)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * progress))))
 
 
-def epoch_order(sets: list[People], shares: list[float], seed: tuple[int, ...]) -> list[tuple[int, int]]:
-    """The (set, index) of one epoch in random order; a share of 1.5 takes everybody once and a random half twice."""
+def epoch_order(sets: Sequence[Sized], shares: list[float], seed: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The (set, index) of one epoch in random order; a share of 1.5 takes everything once and a random half twice."""
     rng = np.random.default_rng(seed)
     members = []
-    for which, (people, share) in enumerate(zip(sets, shares, strict=True)):
-        times = np.full(len(people), int(share)) + (rng.random(len(people)) < share % 1)
-        members += [(which, int(index)) for index in np.repeat(np.arange(len(people)), times)]
+    for which, (items, share) in enumerate(zip(sets, shares, strict=True)):
+        times = np.full(len(items), int(share)) + (rng.random(len(items)) < share % 1)
+        members += [(which, int(index)) for index in np.repeat(np.arange(len(items)), times)]
     return [members[i] for i in rng.permutation(len(members))]
 
 
-def crop_stream(sets: list[People], shares: list[float], stage: Stage, seed: tuple[int, int], first: int) -> Any:
+def crop_stream(sets: list[People], shares: list[float], stage: Stage, seed: tuple[int, int], first: int) -> Iterator[Batch]:
     """Batches of a stage from step `first` on, made one ahead in a thread of their own."""
 
     def make(step: int, members: list[tuple[int, int]]) -> Batch:
         return augmented_batch(sets, members, stage.height, Augmentation(), np.random.default_rng((*seed, step, 1)))
 
-    def all_members() -> Any:
+    return one_ahead(make, sets, shares, stage.batch, seed, first)
+
+
+def one_ahead(
+    make: Callable[[int, list[tuple[int, int]]], T],
+    sets: Sequence[Sized],
+    shares: list[float],
+    batch: int,
+    seed: tuple[int, int],
+    first: int,
+) -> Iterator[T]:
+    """What `make` makes of each step and its members, epoch after epoch from step `first` on; one ahead in a thread."""
+
+    def all_members() -> Iterator[tuple[int, int]]:
         epoch = 0
         while True:
             yield from epoch_order(sets, shares, (*seed, epoch))
             epoch += 1
 
     members = all_members()
-    for _ in range(first * stage.batch):
+    for _ in range(first * batch):
         next(members)
     with ThreadPoolExecutor(1) as pool:
         step = first
-        ahead = pool.submit(make, step, [next(members) for _ in range(stage.batch)])
+        ahead = pool.submit(make, step, [next(members) for _ in range(batch)])
         while True:
             step += 1
-            coming = pool.submit(make, step, [next(members) for _ in range(stage.batch)])
+            coming = pool.submit(make, step, [next(members) for _ in range(batch)])
             yield ahead.result()
             ahead = coming
 
@@ -217,7 +233,7 @@ def _train_stage(
     while state.step < steps:
         batch = next(stream)
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(stage, state.step, steps)
+            group["lr"] = learning_rate(stage.learning_rate, stage.warm_up, state.step, steps)
         keypoints = torch.from_numpy(batch.keypoints).to(device) / HEATMAP_STRIDE
         targets = target_heatmaps(keypoints, map_height, map_width, stage.sigma)
         with torch.autocast(device.type, torch.bfloat16):
@@ -228,7 +244,7 @@ def _train_stage(
         nn.utils.clip_grad_norm_(state.model.parameters(), 10.0)
         state.optimizer.step()
         state.step += 1
-        _average(state, min(stage.average, (1 + state.step) / (10 + state.step)))
+        average(state.averaged, state.model, min(stage.average, (1 + state.step) / (10 + state.step)))
         losses.append(loss.detach())
         now = time.monotonic()
         if now - reported > _REPORT_SECONDS:
@@ -236,11 +252,11 @@ def _train_stage(
             left = (steps - state.step) * stage.batch / rate / 60
             line = {"stage": state.stage, "step": state.step, "of": steps, "loss": float(torch.stack(losses).mean())}
             line |= {"crops_per_second": round(rate, 1), "minutes_left": round(left, 1)}
-            _write_line(run, line)
+            write_line(run, line)
             losses, reported, first_reported = [], now, state.step
         if now - saved > _CHECKPOINT_SECONDS or now > until or state.step == steps:
             line = {"stage": state.stage, "step": state.step, **quick_check(state.averaged, dev, stage.height, device)}
-            _write_line(run, line)
+            write_line(run, line)
             _save(state, run / "checkpoint.pth")
             saved = reported = time.monotonic()
             first_reported = state.step
@@ -264,9 +280,10 @@ def _new_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def _average(state: State, share: float) -> None:
-    kept = state.averaged.state_dict()
-    for name, value in state.model.state_dict().items():
+def average(averaged: nn.Module, model: nn.Module, share: float) -> None:
+    """Move the averaged weights towards the model's, keeping `share` of themselves."""
+    kept = averaged.state_dict()
+    for name, value in model.state_dict().items():
         if value.is_floating_point():
             kept[name].lerp_(value, 1 - share)
         else:
@@ -292,7 +309,8 @@ def _resume(state: State, file: Path, device: torch.device) -> None:
     log.info("resumed at stage %d, step %d", state.stage, state.step)
 
 
-def _write_line(run: Path, line: dict[str, Any]) -> None:
+def write_line(run: Path, line: dict[str, Any]) -> None:
+    """Add a line to the run's log.jsonl."""
     log.info(json.dumps(line))
     with (run / "log.jsonl").open("a") as out:
         out.write(json.dumps(line) + "\n")
