@@ -7,6 +7,7 @@ optional fields of an annotation are read: `labels` and `keypoint_weights` [17],
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.vision import box
+from training.files import DataError
 
 log = logging.getLogger(__name__)
 
@@ -33,29 +35,50 @@ class Picture:
     data: bytes
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """The pixels [H, W, 3] (BGR); EXIF orientation is ignored, as COCO's labels do. Raises ValueError."""
+        """The pixels [H, W, 3] (BGR); EXIF orientation is ignored, as COCO's labels do. Raises DataError."""
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        pixels = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
+        pixels = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags) if self.data else None
         if pixels is None:
-            raise ValueError(f"{self.image['file_name']} is not a picture that OpenCV reads")
+            raise DataError(f"{self.image['file_name']} is not a picture that OpenCV reads")
         return np.asarray(pixels, np.uint8)
 
 
+def read_annotations(annotation_file: Path) -> dict[str, Any]:
+    """The content of a COCO keypoint file. Raises DataError."""
+    try:
+        content = json.loads(annotation_file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{annotation_file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{annotation_file} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
+        raise DataError(f"{annotation_file} is not a COCO file: it has no images or no annotations")
+    known = {image["id"] for image in content["images"]}
+    for annotation in content["annotations"]:
+        if annotation["image_id"] not in known:
+            raise DataError(f"{annotation_file}: annotation {annotation['id']} is of an image that there is not")
+    return content
+
+
 def read_pictures(annotation_file: Path, image_folder: Path | None = None) -> Iterator[Picture]:
-    """The pictures of a COCO file in its order, from `image_folder` or from beside it. Raises FileNotFoundError."""
-    content = json.loads(annotation_file.read_text())
+    """The pictures of a COCO file in its order, from `image_folder` or from beside it. Raises DataError."""
+    content = read_annotations(annotation_file)
     by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         by_image[annotation["image_id"]].append(annotation)
     archives: dict[str, zipfile.ZipFile] = {}
     for image in content["images"]:
         name = image.get("zip")
-        if name is None or image_folder is not None:
-            data = ((image_folder or annotation_file.parent) / image["file_name"]).read_bytes()
-        else:
-            if name not in archives:
-                archives[name] = zipfile.ZipFile(annotation_file.parent / name)
-            data = archives[name].read(image["file_name"])
+        folder = image_folder or annotation_file.parent
+        try:
+            if name is None or image_folder is not None:
+                data = (folder / image["file_name"]).read_bytes()
+            else:
+                if name not in archives:
+                    archives[name] = zipfile.ZipFile(folder / name)
+                data = archives[name].read(image["file_name"])
+        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{image['file_name']} of {folder / (name or '')} cannot be read: {error}") from error
         yield Picture(image, by_image[image["id"]], data)
 
 

@@ -9,7 +9,6 @@ Pictures go through the service's own code, or with --server through a running s
 import argparse
 import json
 import sys
-import tomllib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,18 +20,19 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from app.inference.model_store import stored_models
+from app.inference.model_store import ModelError, stored_models
 from app.inference.pose import PoseModel, person_scores
 from app.inference.session import take_one_thread_each
 from app.vision import box
-from training.data import ASPECT, Picture, read_pictures
+from training.accuracy import Accuracy, decoder_table, record, share_draws, table
+from training.data import ASPECT, Picture, read_annotations, read_pictures
+from training.estimators import FLIPPED, PLAIN, Estimator, all_decoders, decoder_of, local_estimator, server_estimator
+from training.files import DataError
 from training.oks import evaluate_results, suppress_twins
 
 Float64 = npt.NDArray[np.float64]
-Estimator = Callable[[Picture, Float64], Float64]  # a picture and boxes [N, 4] → keypoints [N, 17, 3]
 
 DEV_SETS = ("coco", "lspet", "mpii", "studio")
-_BATCH = 8
 _PICTURES_AHEAD = 4  # a thread: enough to keep it busy, and a large set is never in memory as a whole
 
 
@@ -44,35 +44,13 @@ class Boxes:
     scores: Float64
 
 
-def local_estimator(model: PoseModel, flip_test: bool) -> Estimator:
-    """The model itself, as the service runs it."""
-    network = model.with_flip_test if flip_test else model.plain
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What one way of finding keypoints gave: results as COCO has them, their boxes' areas, and the PCK hits of pictures."""
 
-    def estimate(picture: Picture, boxes: Float64) -> Float64:
-        crops = model.cut(picture.pixels(), boxes)
-        found = [network.run(crops.pixels[i : i + _BATCH]).values for i in range(0, len(boxes), _BATCH)]
-        return model.to_picture(np.concatenate(found), crops)
-
-    return estimate
-
-
-def server_estimator(client: httpx.Client, model: str, flip_test: bool) -> Estimator:
-    """A running service, through HTTP and its JSON."""
-
-    def estimate(picture: Picture, boxes: Float64) -> Float64:
-        options: dict[str, str | int] = {"format": "results", "model": model, "flip_test": flip_test, "timeout_ms": 60_000}
-        written = ";".join(",".join(map(repr, map(float, place))) for place in boxes)
-        answer = client.post(
-            "/v1/pose",
-            params={"boxes": written, **options},
-            content=picture.data,
-            headers={"Content-Type": "application/octet-stream"},
-        )
-        if answer.is_error:
-            raise ValueError(f"{picture.image['file_name']}: the service answered {answer.status_code}: {answer.text}")
-        return np.array([person["keypoints"] for person in answer.json()]).reshape(len(boxes), 17, 3)
-
-    return estimate
+    results: list[dict[str, Any]]
+    areas: list[float]
+    hits: list[npt.NDArray[np.bool_]]
 
 
 def labelled_people(picture: Picture) -> tuple[list[dict[str, Any]], Float64]:
@@ -96,16 +74,19 @@ def labelled_boxes(picture: Picture) -> Boxes:
 
 
 def detected_boxes(file: Path) -> Callable[[Picture], Boxes]:
-    """The boxes of a COCO detection file, raw as they stand; other categories than 1 are left out."""
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    for detection in json.loads(file.read_text()):
-        if detection["category_id"] == 1:
-            by_image.setdefault(detection["image_id"], []).append(detection)
+    """The boxes of a COCO detection file, raw as they stand; other categories than 1 are left out. Raises DataError."""
+    by_image: dict[int, list[tuple[list[float], float]]] = {}
+    try:
+        for detection in json.loads(file.read_bytes()):
+            if detection["category_id"] == 1:
+                by_image.setdefault(detection["image_id"], []).append((detection["bbox"], detection["score"]))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{file} is no list of detections: {error}") from error
 
     def boxes(picture: Picture) -> Boxes:
         found = by_image.get(picture.image["id"], [])
-        places = np.array([detection["bbox"] for detection in found], np.float64).reshape(-1, 4)
-        return Boxes(places, np.array([detection["score"] for detection in found], np.float64))
+        places = np.array([place for place, _ in found], np.float64).reshape(-1, 4)
+        return Boxes(places, np.array([score for _, score in found], np.float64))
 
     return boxes
 
@@ -116,31 +97,48 @@ def evaluate_set(
     boxes_of: Callable[[Picture], Boxes],
     estimate: Estimator,
     threads: int = 1,
-) -> dict[str, float]:
-    """COCO's measures of one set, and for boxes that are the labelled people's own the PCK@0.2 of the torso."""
-    results: list[dict[str, Any]] = []
-    areas: list[float] = []
-    hits: list[npt.NDArray[np.bool_]] = []
+) -> dict[str, Accuracy]:
+    """For each way of the estimator: COCO's measures, and for boxes that are the labelled people's own the PCK@0.2.
 
-    def one(picture: Picture) -> tuple[Picture, Boxes, Float64]:
+    Raises DataError where the set cannot be read or holds nobody with keypoints.
+    """
+    ground_truth = read_annotations(annotation_file)
+    if not any(annotation.get("num_keypoints", 0) for annotation in ground_truth["annotations"]):
+        raise DataError(f"{annotation_file} holds nobody with keypoints")
+    ways: dict[str, _Found] = {}
+
+    def one(picture: Picture) -> tuple[Picture, Boxes, dict[str, Float64]]:
         boxes = boxes_of(picture)
-        return picture, boxes, estimate(picture, boxes.places) if len(boxes.places) else np.zeros((0, 17, 3))
+        return picture, boxes, estimate(picture, boxes.places) if len(boxes.places) else {}
 
     with ThreadPoolExecutor(threads) as pool:
         found = in_order(pool, one, read_pictures(annotation_file, image_folder), threads * _PICTURES_AHEAD)
-        for picture, boxes, keypoints in _shown(found, annotation_file):
-            scores = person_scores(keypoints, boxes.scores)
-            areas += box.centres_and_sizes(boxes.places, ASPECT)[1].prod(axis=1).tolist()
-            results += [
-                {"image_id": picture.image["id"], "category_id": 1, "keypoints": joints, "score": score}
-                for joints, score in zip(keypoints.reshape(-1, 51).tolist(), scores.tolist(), strict=True)
-            ]
-            if boxes_of is labelled_boxes:
-                hits += torso_hits(labelled_people(picture)[0], keypoints)
-    measures = evaluate_results(json.loads(annotation_file.read_text()), suppress_twins(results, areas))
-    if hits:
-        measures["pck"] = float(np.concatenate(hits).mean())
-    return {"people": float(len(results)), **measures}
+        for picture, boxes, keypoints_of in _shown(found, annotation_file):
+            areas = box.centres_and_sizes(boxes.places, ASPECT)[1].prod(axis=1).tolist()
+            for way, keypoints in keypoints_of.items():
+                so_far = ways.setdefault(way, _Found([], [], []))
+                so_far.areas.extend(areas)
+                so_far.results.extend(_as_results(picture, keypoints, boxes))
+                if boxes_of is labelled_boxes:
+                    so_far.hits.append(np.concatenate([[], *torso_hits(labelled_people(picture)[0], keypoints)]).astype(bool))
+    return {way: _accuracy(ground_truth, found) for way, found in ways.items()}
+
+
+def _as_results(picture: Picture, keypoints: Float64, boxes: Boxes) -> list[dict[str, Any]]:
+    scores = person_scores(keypoints, boxes.scores)
+    return [
+        {"image_id": picture.image["id"], "category_id": 1, "keypoints": joints, "score": score}
+        for joints, score in zip(keypoints.reshape(-1, 51).tolist(), scores.tolist(), strict=True)
+    ]
+
+
+def _accuracy(ground_truth: dict[str, Any], found: _Found) -> Accuracy:
+    measures, ap = evaluate_results(ground_truth, suppress_twins(found.results, found.areas))
+    draws = {"ap": ap}
+    if any(hits.size for hits in found.hits):
+        measures["pck"] = float(np.concatenate(found.hits).mean())
+        draws["pck"] = share_draws(found.hits)
+    return Accuracy(len(found.results), measures, draws)
 
 
 def torso_hits(people: list[dict[str, Any]], keypoints: Float64) -> list[npt.NDArray[np.bool_]]:
@@ -159,26 +157,6 @@ def torso_hits(people: list[dict[str, Any]], keypoints: Float64) -> list[npt.NDA
                 hits.append(np.linalg.norm(found[:, :2] - labels[:, :2], axis=1)[labelled] <= 0.2 * torso)
                 break
     return hits
-
-
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """The measures of sets as a Markdown table."""
-    lines = ["| set | people | AP | AP50 | AP75 | APM | APL | AR | PCK@0.2 |", "| --- " * 9 + "|"]
-    for name, measures in rows.items():
-        values = [measures.get(key) for key in ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", "pck")]
-        cells = ["" if value is None or value < 0 else f"{value:.3f}" for value in values]  # COCOeval: -1 for no such people
-        lines.append(f"| {name} | {measures['people']:.0f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def record(model_file: Path, rows: dict[str, dict[str, float]]) -> None:
-    """Write figures into the accuracy tables of a model.toml; those of other sets stay. -1 (no such people) is left out."""
-    text = model_file.read_text()
-    sections = [text.split("[accuracy", 1)[0].rstrip()]
-    for name, measures in (tomllib.loads(text).get("accuracy", {}) | rows).items():
-        figures = [f"{key} = {round(value, 4)}" for key, value in measures.items() if value >= 0]
-        sections.append("\n".join([f"[accuracy.{json.dumps(name)}]", *figures]))
-    model_file.write_text("\n\n".join(sections) + "\n")
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
@@ -210,6 +188,37 @@ def model_folder(store: Path, wanted: str) -> Path:
     raise SystemExit(f"there is no model {wanted} in {store}")
 
 
+def _way(flip_test: bool) -> str:
+    return FLIPPED if flip_test else PLAIN
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    sets: dict[str, tuple[Path, Path | None]]
+    sets = {name: (arguments.data / "dev" / f"{name}.json", None) for name in DEV_SETS}
+    if arguments.annotations:
+        sets = {arguments.annotations.stem: (arguments.annotations, arguments.images)}
+    boxes_of = detected_boxes(arguments.detections) if arguments.detections else labelled_boxes
+    flip_tests = [True] if arguments.flip_test else [False, True]
+    with httpx.Client(base_url=arguments.server or "", timeout=120) as client:
+        if arguments.server:
+            estimate = server_estimator(client, arguments.model, flip_tests)
+        else:
+            model = PoseModel.load(model_folder(arguments.store, arguments.model))
+            decoders = all_decoders() if arguments.ablation else [decoder_of(model)]
+            estimate = local_estimator(model, decoders, flip_tests)
+        found = {name: evaluate_set(*files, boxes_of, estimate, arguments.threads) for name, files in sets.items()}
+    if arguments.ablation:
+        for name, ways in found.items():
+            rows = {d.name: (ways[d.name + PLAIN], ways[d.name + FLIPPED]) for d in decoders}
+            print(f"{name}, {rows[decoder_of(model).name][0].people} people:\n")
+            print(decoder_table(rows, decoder_of(model).name), end="\n\n")
+        return
+    figures = {name + _way(f): found[name][_way(f)].figures for f in flip_tests for name in found}
+    print(table(figures))
+    if arguments.write:
+        record(model_folder(arguments.store, arguments.model) / "model.toml", figures)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Measure a model's accuracy.")
@@ -219,29 +228,21 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, help="a COCO keypoint file instead of the dev sets")
     parser.add_argument("--images", type=Path, help="the folder of its pictures")
     parser.add_argument("--detections", type=Path, help="a COCO detection file; without it the labelled boxes")
-    parser.add_argument("--flip-test", action="store_true", help="only with flip test; by default the dev sets go both ways")
+    parser.add_argument("--flip-test", action="store_true", help="only with flip test; by default both ways")
+    parser.add_argument(
+        "--ablation", action="store_true", help="decode the same heatmaps in every way: argmax, β, quarter shift"
+    )
     parser.add_argument("--server", help="measure the service at this URL instead of the stored model")
     parser.add_argument("--threads", type=int, default=1, help="pictures that are worked on at a time")
     parser.add_argument("--write", action="store_true", help="record the figures in the stored model's model.toml")
     arguments = parser.parse_args()
+    if arguments.ablation and (arguments.server or arguments.flip_test or arguments.write):
+        parser.error("--ablation goes with none of --server, --flip-test and --write")
     take_one_thread_each()
-    sets = {name: (arguments.data / "dev" / f"{name}.json", None) for name in DEV_SETS}
-    if arguments.annotations:
-        sets = {arguments.annotations.stem: (arguments.annotations, arguments.images)}
-    boxes_of = detected_boxes(arguments.detections) if arguments.detections else labelled_boxes
-    rows = {}
-    with httpx.Client(base_url=arguments.server or "", timeout=120) as client:
-        for flip_test in (True,) if arguments.flip_test else (False, True):
-            if arguments.server:
-                estimate = server_estimator(client, arguments.model, flip_test)
-            else:
-                estimate = local_estimator(PoseModel.load(model_folder(arguments.store, arguments.model)), flip_test)
-            for name, (annotations, images) in sets.items():
-                row = name + (", flip test" if flip_test else "")
-                rows[row] = evaluate_set(annotations, images, boxes_of, estimate, arguments.threads)
-    print(table(rows))
-    if arguments.write:
-        record(model_folder(arguments.store, arguments.model) / "model.toml", rows)
+    try:
+        _measure(arguments)
+    except (DataError, ModelError) as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from training.accuracy import ap_draws
 from training.keypoints import SIGMAS
 
 Float64 = npt.NDArray[np.float64]
@@ -44,13 +45,14 @@ def suppress_twins(results: list[dict[str, Any]], areas: list[float]) -> list[di
     return kept
 
 
-def evaluate_results(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
-    """COCO's AP, AP50, AP75, AP of medium and large people, and AR (pycocotools). Nothing found: all zeros.
+def evaluate_results(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[dict[str, float], Float64]:
+    """COCO's AP, AP50, AP75, AP of medium and large people, and AR (pycocotools), and AP over drawn pictures [1000].
 
-    Annotations without keypoints and crowds count neither for nor against. A measure is -1 where there are no such people.
+    Nothing found: all zeros. Annotations without keypoints and crowds count neither for nor against. A measure is -1 where
+    there are no such people.
     """
     if not results:
-        return dict.fromkeys(_MEASURES, 0.0)
+        return dict.fromkeys(_MEASURES, 0.0), np.zeros(1)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         unlabelled = {"iscrowd": 0, "num_keypoints": 0, "keypoints": [0] * 51}  # boxes alone, which COCOeval then ignores
@@ -62,4 +64,6 @@ def evaluate_results(ground_truth: dict[str, Any], results: list[dict[str, Any]]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(_MEASURES, map(float, evaluation.stats[:6]), strict=True))
+    of_all_sizes = evaluation.evalImgs[: len(evaluation.params.imgIds)]
+    draws = ap_draws([match for match in of_all_sizes if match is not None], evaluation.params.recThrs)
+    return dict(zip(_MEASURES, map(float, evaluation.stats[:6]), strict=True)), draws

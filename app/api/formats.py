@@ -29,8 +29,9 @@ def coco_data_set(
             scores.tolist(),
             np.round(found.scores, 4).tolist(),
             np.round(found.box_scores, 4).tolist(),
+            _errors(found),
         )
-        for box, area, count, joints, joint_scores, score, box_score in zip(*columns, strict=True):
+        for box, area, count, joints, joint_scores, score, box_score, errors in zip(*columns, strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -42,7 +43,7 @@ def coco_data_set(
                     "num_keypoints": count,
                     "keypoints": joints,
                     "keypoint_scores": joint_scores,
-                    "keypoint_errors": None,
+                    "keypoint_errors": errors,
                     "score": score,
                     "bbox_score": box_score,
                 }
@@ -71,7 +72,7 @@ def coco_results(pictures: Sequence[PictureIn], people: Sequence[People]) -> byt
     """A list of results that COCO.loadRes takes and COCOeval evaluates."""
     results: list[dict[str, Any]] = []
     for picture, found in zip(pictures, people, strict=True):
-        keypoints = found.keypoints.copy()
+        keypoints = found.keypoints[..., :3].copy()
         keypoints[..., :2] = np.round(keypoints[..., :2], 2)
         keypoints[..., 2] = np.round(keypoints[..., 2], 4)
         for joints, score, box in zip(
@@ -82,3 +83,10 @@ def coco_results(pictures: Sequence[PictureIn], people: Sequence[People]) -> byt
         ):
             results.append({"image_id": picture.id, "category_id": 1, "keypoints": joints, "score": score, "bbox": box})
     return orjson.dumps(results)
+
+
+def _errors(found: People) -> list[list[float] | None]:
+    """The expected error of each joint of each person, in pixels; None where the model has no calibration."""
+    if found.keypoints.shape[2] < 4:
+        return [None] * len(found.keypoints)
+    return [person.tolist() for person in np.round(found.keypoints[..., 3], 2)]

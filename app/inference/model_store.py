@@ -64,6 +64,17 @@ class KeypointTable(_Table):
         return self
 
 
+class CalibrationTable(_Table):
+    """How far off joints are to be expected: exp(intercept of the joint + score · ln(score) + spread · ln(spread)) in cells.
+
+    Fitted by training.calibrate on one half of held-out people, and checked on the other.
+    """
+
+    intercepts: tuple[float, ...]
+    score: float
+    spread: float
+
+
 class DetectionTable(_Table):
     """What becomes of the boxes [N, A, 4] and scores [N, A] that the graph of a detector gives."""
 
@@ -111,6 +122,13 @@ class ModelDescription(_Model):
 
     heatmap: HeatmapTable
     keypoints: KeypointTable
+    calibration: CalibrationTable | None = None
+
+    @model_validator(mode="after")
+    def _all_joints_calibrated(self) -> "ModelDescription":
+        if self.calibration is not None and len(self.calibration.intercepts) != len(self.keypoints.names):
+            raise ValueError("calibration must have an intercept for each joint")
+        return self
 
     @property
     def mirror(self) -> npt.NDArray[np.intp]:

@@ -53,7 +53,7 @@ class PoseModel:
             raise ModelError(f"model {description.id} is a person detector, not a pose model")
         shape = description.heatmap
         model = cls(description, open_graph(stored, [len(description.keypoints.names), shape.height, shape.width]))
-        stored.check_golden(lambda crop: model.plain.run(crop[None]).values[0], _GOLDEN_CELLS)
+        stored.check_golden(lambda crop: model.plain.run(crop[None]).values[0, :, :3], _GOLDEN_CELLS)
         return model
 
     def cut(self, picture: UInt8, boxes: npt.NDArray[np.float64]) -> Crops:
@@ -68,13 +68,17 @@ class PoseModel:
         return Crops(pixels, centres, sizes)
 
     def to_picture(self, keypoints: Float32, crops: Crops) -> npt.NDArray[np.float64]:
-        """Keypoints [N, K, 3] in heatmap cells → the same with x, y in the picture's pixels."""
+        """Keypoints [N, K, 3 or 4] in heatmap cells → the same with x, y and the expected error in the picture's pixels."""
         shape = self.description.heatmap
         places = box.to_picture(keypoints[..., :2], crops.centres, crops.sizes, shape.width, shape.height)
-        return np.concatenate([places, keypoints[..., 2:]], axis=2)
+        errors = keypoints[..., 3:] * (crops.sizes[:, 1] / shape.height)[:, None, None]
+        return np.concatenate([places, keypoints[..., 2:3], errors], axis=2)
 
     def _run(self, crops: UInt8) -> BatchResult:
-        """Crops [N, h, w, 3] → keypoints [N, K, 3]: x, y in heatmap cells, score."""
+        """Crops [N, h, w, 3] → keypoints [N, K, 3]: x, y in heatmap cells, score; of a calibrated model [N, K, 4].
+
+        The fourth column is the expected distance from the true place, in cells.
+        """
         started = time.perf_counter()
         heatmaps = self.heatmaps(crops)
         return self._decoded(heatmaps, started)
@@ -96,6 +100,12 @@ class PoseModel:
         inferred = time.perf_counter()
         shape = self.description.heatmap
         keypoints = heatmap.decode(heatmaps, shape.beta, shape.quarter_shift)
+        calibration = self.description.calibration
+        if calibration is not None:
+            signs = heatmap.error_signs(heatmaps, keypoints[..., 2])
+            weights = np.array([calibration.score, calibration.spread], np.float32)
+            errors = heatmap.expected_errors(signs, np.array(calibration.intercepts, np.float32), weights)
+            keypoints = np.concatenate([keypoints, errors[..., None]], axis=2)
         return BatchResult(keypoints, inferred - started, time.perf_counter() - inferred)
 
 

@@ -1,4 +1,4 @@
-"""From heatmaps to keypoints: Beta-Soft-Argmax, its score, the quarter shift and the flip test.
+"""From heatmaps to keypoints: Beta-Soft-Argmax, its score, the quarter shift, the flip test, and what tells the error.
 
 Numerically the reference's (zhang943/lpn-pytorch, lib/core/inference.py and function.py), vectorised over crops and joints.
 """
@@ -61,6 +61,34 @@ def decode(heatmaps: Float32, beta: float, shift: bool) -> Float32:
     if shift:
         places = quarter_shift(heatmaps, places)
     return np.concatenate([places, scores[..., None]], axis=2)
+
+
+def spreads(heatmaps: Float32) -> Float32:
+    """Heatmaps [N, K, H, W] → how far they spread [N, K], in cells: the deviation of places weighted by the squared map.
+
+    Values below 0 count as 0, and a map without any above it spreads evenly. Every second cell is enough, at a quarter of
+    the cost: what is sought is several peaks or a broad one.
+    """
+    weights = np.maximum(heatmaps[:, :, ::2, ::2], np.float32(1e-4))
+    np.multiply(weights, weights, out=weights)
+    columns, rows = weights.sum(axis=2), weights.sum(axis=3)
+    total = rows.sum(axis=2)
+    variance = np.zeros_like(total)
+    for sums in (columns, rows):
+        places = np.arange(0, 2 * sums.shape[2], 2, dtype=np.float32)
+        variance += sums @ (places * places) / total - (sums @ places / total) ** 2
+    return np.asarray(np.sqrt(np.maximum(variance, 0)))
+
+
+def error_signs(heatmaps: Float32, scores: Float32) -> Float32:
+    """What tells how far off joints may be, [N, K, 2]: the logarithms of their score [N, K] and of their map's spread."""
+    low, near = np.float32(0.01), np.float32(0.5)
+    return np.asarray(np.log(np.stack([np.maximum(scores, low), np.maximum(spreads(heatmaps), near)], axis=2)))
+
+
+def expected_errors(signs: Float32, intercepts: Float32, weights: Float32) -> Float32:
+    """Signs [N, K, 2] → expected distances [N, K] from the true places in cells, by intercepts [K] and weights [2]."""
+    return np.asarray(np.exp(intercepts + signs @ weights))
 
 
 def average_with_mirrored(heatmaps: Float32, mirrored: Float32, pairs: npt.NDArray[np.intp]) -> Float32:

@@ -207,3 +207,11 @@ def test_golden_rows_of_another_shape_are_told(golden):
     edit(golden, lambda text: re.sub(r"\[golden\].*", "[golden]\nrows = [[1.0, 2.0]]\n", text, flags=re.DOTALL))
     with pytest.raises(ModelError, match=r"\[golden\] in model.toml has rows of another shape"):
         PoseModel.load(golden)
+
+
+def test_a_calibration_must_know_every_joint(folder):
+    table = "[calibration]\nintercepts = [0.1, 0.2]\nscore = -0.5\nspread = 1.0\n\n"
+    text = re.sub(r"(?m)^\[calibration\]\n(.+\n)*", "", (folder / "model.toml").read_text())
+    (folder / "model.toml").write_text(text.replace("[keypoints]", f"{table}[keypoints]"))
+    with pytest.raises(ModelError, match="calibration must have an intercept for each joint"):
+        load_model(folder)

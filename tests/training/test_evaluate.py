@@ -1,6 +1,7 @@
 """Evaluation: COCO's measures and the reference's suppression against the reference's own figures; sets from files."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from app.inference.pose import PoseModel
-from training import evaluate, oks
+from training import accuracy, evaluate, oks
 from training.data import Picture
+from training.estimators import decoder_of, local_estimator, server_estimator
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
 STORED = Path(__file__).parents[2] / "model_store/lpn50/1"
@@ -23,7 +25,7 @@ def reference_results():
 
 def test_the_references_results_get_the_references_ap(reference_results):
     truth = json.loads((REFERENCE / "annotations_mini.json").read_text())
-    measures = oks.evaluate_results(truth, reference_results)
+    measures, _ = oks.evaluate_results(truth, reference_results)
     assert measures["ap"] == pytest.approx(0.8308580858, abs=1e-9)
     assert measures["ap50"] == pytest.approx(0.917, abs=5e-4)
     assert measures["ar"] == pytest.approx(0.925, abs=5e-4)
@@ -88,7 +90,7 @@ def test_people_without_keypoints_and_crowds_count_for_nothing(reference_results
     truth["annotations"].append(
         {"id": 99, "image_id": image, "category_id": 1, "bbox": [0, 0, 90, 90], "area": 5000, **extra}
     )
-    assert oks.evaluate_results(truth, reference_results)["ap"] == pytest.approx(0.8308580858, abs=1e-9)
+    assert oks.evaluate_results(truth, reference_results)[0]["ap"] == pytest.approx(0.8308580858, abs=1e-9)
 
 
 def test_pictures_are_taken_a_few_at_a_time_and_given_in_their_order():
@@ -137,7 +139,7 @@ def test_a_folder_of_ones_own_is_measured(coco_folder, monkeypatch, capsys, dete
     monkeypatch.setattr("sys.argv", command + detections)
     evaluate.main()
     rows = capsys.readouterr().out.splitlines()
-    assert rows[2].startswith("| people | 1 | 1.000 | 1.000 |")
+    assert rows[2].startswith("| people | 1 | 1.000 [1.000, 1.000] | 1.000 |")
     assert rows[3].startswith("| people, flip test | 1 |")
 
 
@@ -146,15 +148,16 @@ def test_a_running_service_is_measured_without_the_model_at_hand(coco_folder, se
     command = ["evaluate", "--annotations", "people.json", "--images", "images", "--store", str(tmp_path)]
     monkeypatch.setattr("sys.argv", [*command, "--server", str(service.client.base_url)])
     evaluate.main()
-    assert capsys.readouterr().out.splitlines()[2].startswith("| people | 1 | 1.000 | 1.000 |")
+    assert capsys.readouterr().out.splitlines()[2].startswith("| people | 1 | 1.000 [1.000, 1.000] |")
 
 
 @pytest.mark.parametrize("flip_test", [False, True])
 def test_the_service_finds_what_the_stored_model_finds(service, flip_test):
     picture = Picture({"file_name": "1.png"}, [], (REFERENCE / "astronaut_384.png").read_bytes())
     boxes = np.array([[60.25, 10.0, 249.0, 359.0], [-20.0, 30.5, 180.0, 300.0]])
-    local = evaluate.local_estimator(PoseModel.load(STORED), flip_test)(picture, boxes)
-    served = evaluate.server_estimator(service.client, "lpn50", flip_test)(picture, boxes)
+    model = PoseModel.load(STORED)
+    ((_, local),) = local_estimator(model, [decoder_of(model)], [flip_test])(picture, boxes).items()
+    ((_, served),) = server_estimator(service.client, "lpn50", [flip_test])(picture, boxes).items()
     np.testing.assert_allclose(served[..., :2], local[..., :2], rtol=0, atol=0.0051)  # two decimals
     np.testing.assert_allclose(served[..., 2], local[..., 2], rtol=0, atol=0.000051)  # four
 
@@ -166,3 +169,97 @@ def test_figures_are_recorded_in_model_toml_beside_those_of_other_sets(tmp_path)
     assert file.read_text() == (
         'name = "x"\n\n[accuracy."old"]\nap = 0.1\n\n[accuracy."coco, flip test"]\npeople = 2.0\nap = 0.25\n'
     )
+
+
+@pytest.fixture(scope="module")
+def crowd():
+    """Twelve pictures of one to three people, found more or less well, some of them twice, some not at all."""
+    rng = np.random.default_rng(1)
+    images, people, results = [], [], []
+    for image in range(1, 13):
+        images.append({"id": image, "width": 500, "height": 500, "file_name": f"{image}.png"})
+        for _ in range(rng.integers(1, 4)):
+            joints = np.concatenate([rng.uniform(0, 400, (17, 2)), np.full((17, 1), 2)], axis=1)
+            person = {"id": len(people) + 1, "image_id": image, "category_id": 1, "iscrowd": 0, "num_keypoints": 17}
+            people.append(person | {"bbox": [0, 0, 400, 400], "area": 80000.0, "keypoints": joints.ravel().tolist()})
+            for spread in rng.uniform(0, 60, rng.integers(0, 3)):
+                found = joints + np.concatenate([rng.normal(0, spread, (17, 2)), np.zeros((17, 1))], axis=1)
+                result = {"image_id": image, "category_id": 1, "score": float(rng.random())}
+                results.append(result | {"keypoints": found.ravel().tolist()})
+    return {"images": images, "annotations": people, "categories": [{"id": 1, "name": "person"}]}, results
+
+
+def _drawn(content, results, times):
+    """The data set and the results with each picture as often as it was drawn, under numbers of their own."""
+    copies = [
+        (image["id"], image["id"] + 100 * n) for image, t in zip(content["images"], times, strict=True) for n in range(t)
+    ]
+    images = [{"id": new, "width": 500, "height": 500, "file_name": ""} for _, new in copies]
+    people, found = (
+        [each | {"image_id": new} for old, new in copies for each in all_ if each["image_id"] == old]
+        for all_ in (content["annotations"], results)
+    )
+    people = [person | {"id": number} for number, person in enumerate(people, 1)]
+    return content | {"images": images, "annotations": people}, found
+
+
+def test_ap_over_drawn_pictures_is_what_cocoeval_makes_of_them(crowd):
+    content, results = crowd
+    _, draws = oks.evaluate_results(content, results)
+    for draw in (0, 1, 7, 500, 999):
+        ap = oks.evaluate_results(*_drawn(content, results, accuracy.picture_draws(12)[draw]))[0]["ap"]
+        assert draws[draw] == pytest.approx(ap, abs=1e-9)
+
+
+def test_the_interval_holds_the_figure_and_is_the_same_each_time(crowd):
+    measures, draws = oks.evaluate_results(*crowd)
+    low, high = accuracy.interval(draws)
+    assert low < measures["ap"] < high
+    np.testing.assert_array_equal(draws, oks.evaluate_results(*crowd)[1])
+
+
+def test_the_share_of_hits_is_drawn_by_pictures():
+    draws = accuracy.share_draws([np.array([True, True]), np.array([], bool), np.array([False])])
+    times = accuracy.picture_draws(3)
+    np.testing.assert_allclose(draws, 2 * times[:, 0] / np.maximum(2 * times[:, 0] + times[:, 2], 1))
+
+
+def test_the_same_heatmaps_are_decoded_in_every_way(coco_folder, monkeypatch, capsys):
+    monkeypatch.chdir(coco_folder)
+    command = ["evaluate", "--annotations", "people.json", "--images", "images", "--store", str(STORED.parents[1])]
+    monkeypatch.setattr("sys.argv", [*command, "--ablation"])
+    evaluate.main()
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()[4:]]
+    by_name = {row[0]: row[1:] for row in rows if row}
+    assert len(by_name) == 16
+    assert by_name["Beta-Soft-Argmax, β = 160, quarter shift, kept"][:4] == ["1.000", "1.000", "1.000", ""]
+    assert float(by_name["Beta-Soft-Argmax, β = 10"][0]) < 1
+    assert by_name["Beta-Soft-Argmax, β = 10"][3].startswith("-")
+    assert "argmax, quarter shift" in by_name
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda folder: (folder / "images/1.png").write_bytes(b"no picture"), "1.png is not a picture"),
+        (lambda folder: (folder / "images/1.png").write_bytes(b""), "1.png is not a picture"),
+        (lambda folder: (folder / "images/1.png").unlink(), "1.png of images cannot be read"),
+        (lambda folder: (folder / "people.json").unlink(), "people.json cannot be read"),
+        (lambda folder: (folder / "people.json").write_text('{"images": ['), "people.json is not JSON"),
+        (lambda folder: (folder / "people.json").write_text("[]"), "people.json is not a COCO file"),
+        (lambda folder: (folder / "people.json").write_text('{"images": [], "annotations": []}'), "people.json holds nobody"),
+        (lambda folder: (folder / "boxes.json").write_text('[{"image_id": 1}]'), "boxes.json is no list of detections"),
+        (lambda folder: (folder / "boxes.json").write_text("{"), "boxes.json is no list of detections"),
+    ],
+)
+def test_a_bad_file_is_named_in_one_line(coco_folder, tmp_path, monkeypatch, spoil, named):
+    folder = tmp_path / "mine"
+    shutil.copytree(coco_folder, folder)
+    spoil(folder)
+    monkeypatch.chdir(folder)
+    command = ["evaluate", "--annotations", "people.json", "--images", "images", "--store", str(STORED.parents[1])]
+    monkeypatch.setattr("sys.argv", [*command, "--detections", "boxes.json"])
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main()
+    assert named in ended.value.code
+    assert "\n" not in ended.value.code

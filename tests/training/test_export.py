@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from app.inference.pose import PoseModel
 from app.vision import heatmap
 from training import evaluate
+from training.estimators import decoder_of, local_estimator
 from training.export import export
 from training.export import main as export_main
 from training.import_reference import main as import_reference
@@ -82,11 +83,12 @@ def test_the_imported_model_gets_the_authors_ap_from_their_boxes(imported, tmp_p
     for number, photo in enumerate(photos, 1):
         (tmp_path / f"{number:012d}.jpg").write_bytes((REFERENCE / photo).read_bytes())
     boxes_of = evaluate.detected_boxes(REFERENCE / "boxes.json")
-    estimate = evaluate.local_estimator(PoseModel.load(imported), flip_test)
-    measures = evaluate.evaluate_set(REFERENCE / "annotations_mini.json", tmp_path, boxes_of, estimate)
-    assert measures["people"] == 8
-    assert measures["ap"] == pytest.approx(0.8308580858, abs=1e-6)
-    assert measures["ar"] == pytest.approx(0.925, abs=1e-6)
+    model = PoseModel.load(imported)
+    estimate = local_estimator(model, [decoder_of(model)], [flip_test])
+    ((_, accuracy),) = evaluate.evaluate_set(REFERENCE / "annotations_mini.json", tmp_path, boxes_of, estimate).items()
+    assert accuracy.people == 8
+    assert accuracy.measures["ap"] == pytest.approx(0.8308580858, abs=1e-6)
+    assert accuracy.measures["ar"] == pytest.approx(0.925, abs=1e-6)
 
 
 def test_the_graph_has_a_free_batch_size_and_no_shape_arithmetic(imported):

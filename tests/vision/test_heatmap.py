@@ -52,3 +52,29 @@ def test_an_empty_batch_gives_no_keypoints():
 def test_a_heatmap_without_any_peak_gives_the_middle_and_its_low_score():
     found = heatmap.decode(np.zeros((1, 1, 64, 48), np.float32), 160.0, False)
     np.testing.assert_allclose(found, [[[23.5, 31.5, 0]]])
+
+
+def _peaks(*places, height=1.0):
+    """One heatmap [1, 1, 64, 48] with peaks of 2 cells' width at places (x, y)."""
+    y, x = np.mgrid[:64, :48].astype(np.float32)
+    return sum(height * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 8) for px, py in places)[None, None].astype(np.float32)
+
+
+def test_one_peak_spreads_by_its_width_and_two_by_their_distance():
+    one, two = heatmap.spreads(_peaks((20, 30))), heatmap.spreads(_peaks((20, 10), (20, 50)))
+    np.testing.assert_allclose(one, 2, rtol=0.02)  # the squared peak is narrower by the root of two, on each of two axes
+    np.testing.assert_allclose(two, np.sqrt(20**2 + 2**2), rtol=0.02)
+    np.testing.assert_allclose(heatmap.spreads(_peaks((20, 30), height=0.3)), one, rtol=0.02)
+
+
+def test_a_map_without_any_peak_spreads_evenly_over_all():
+    even = heatmap.spreads(np.full((1, 1, 64, 48), -0.1, np.float32))
+    np.testing.assert_allclose(even, np.sqrt((64**2 + 48**2) / 12), rtol=0.01)
+
+
+def test_expected_errors_follow_the_signs_of_each_joint():
+    maps = np.concatenate([_peaks((20, 30)), _peaks((20, 10), (20, 50))], axis=1)
+    signs = heatmap.error_signs(maps, np.array([[1.0, 0.5]], np.float32))
+    found = heatmap.expected_errors(signs, np.array([0, 1], np.float32), np.array([-1, 2], np.float32))
+    spread = heatmap.spreads(maps)[0]
+    np.testing.assert_allclose(found, [[spread[0] ** 2, np.e * 2 * spread[1] ** 2]], rtol=1e-4)

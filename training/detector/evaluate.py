@@ -25,9 +25,10 @@ from app.inference.detector import Detector
 from app.inference.model_store import load_model
 from app.inference.session import take_one_thread_each
 from app.vision import detection
+from training.accuracy import record
 from training.data import Picture, read_pictures
 from training.detector.data import is_ignored
-from training.evaluate import model_folder, record
+from training.evaluate import model_folder
 
 Float64 = npt.NDArray[np.float64]
 

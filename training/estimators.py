@@ -1,0 +1,102 @@
+"""What finds the keypoints that are measured: a stored model, decoded in one way or several, or a running service."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+
+from app.inference.pose import PoseModel
+from app.vision import heatmap
+from training.data import Picture
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+# A picture and boxes [N, 4] → for each way of finding them, keypoints [N, 17, 3].
+Estimator = Callable[[Picture, Float64], dict[str, Float64]]
+
+PLAIN, FLIPPED = "", ", flip test"  # ends of the names of ways, and of the rows of tables
+_BATCH = 8
+_BETAS = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """One way from heatmaps [N, K, H, W] to keypoints [N, K, 3]; β = ∞ is the plain argmax."""
+
+    beta: float
+    quarter_shift: bool
+
+    @property
+    def name(self) -> str:
+        """As tables have it."""
+        kind = "argmax" if self.beta == np.inf else f"Beta-Soft-Argmax, β = {self.beta:g}"
+        return kind + (", quarter shift" if self.quarter_shift else "")
+
+    def __call__(self, heatmaps: Float32) -> Float32:
+        if self.beta < np.inf:
+            return heatmap.decode(heatmaps, self.beta, self.quarter_shift)
+        places = heatmap.argmax(heatmaps)
+        scores = heatmap.scores_at(heatmaps, places)[..., None]
+        shifted = heatmap.quarter_shift(heatmaps, places) if self.quarter_shift else places
+        return np.concatenate([shifted, scores], axis=2)
+
+
+def decoder_of(model: PoseModel) -> Decoder:
+    """The decoder that the service uses for the model."""
+    shape = model.description.heatmap
+    return Decoder(shape.beta, shape.quarter_shift)
+
+
+def all_decoders() -> list[Decoder]:
+    """The paper's ablation, and Beta-Soft-Argmax as a function of β; each with and without quarter shift."""
+    return [Decoder(beta, shift) for shift in (False, True) for beta in (np.inf, *_BETAS)]
+
+
+def local_estimator(model: PoseModel, decoders: Sequence[Decoder], flip_tests: Sequence[bool]) -> Estimator:
+    """The model itself: one run of the network on the crops, and one on the mirrored ones, for all ways of decoding.
+
+    A single decoder's ways are called PLAIN and FLIPPED, those of several start with the decoder's name.
+    """
+
+    def estimate(picture: Picture, boxes: Float64) -> dict[str, Float64]:
+        crops = model.cut(picture.pixels(), boxes)
+        found: dict[str, list[Float32]] = {}
+        for start in range(0, len(boxes), _BATCH):
+            pixels = crops.pixels[start : start + _BATCH]
+            heatmaps = model.heatmaps(pixels)
+            for flip_test in flip_tests:
+                maps = heatmaps
+                if flip_test:
+                    mirrored = model.heatmaps(np.ascontiguousarray(pixels[:, :, ::-1]))
+                    maps = heatmap.average_with_mirrored(heatmaps, mirrored, model.description.mirror)
+                for decoder in decoders:
+                    way = (decoder.name if len(decoders) > 1 else "") + (FLIPPED if flip_test else PLAIN)
+                    found.setdefault(way, []).append(decoder(maps))
+        return {way: model.to_picture(np.concatenate(batches), crops) for way, batches in found.items()}
+
+    return estimate
+
+
+def server_estimator(client: httpx.Client, model: str, flip_tests: Sequence[bool]) -> Estimator:
+    """A running service, through HTTP and its JSON."""
+
+    def ask(picture: Picture, boxes: Float64, flip_test: bool) -> Float64:
+        options: dict[str, str | int] = {"format": "results", "model": model, "flip_test": flip_test, "timeout_ms": 60_000}
+        written = ";".join(",".join(map(repr, map(float, place))) for place in boxes)
+        answer = client.post(
+            "/v1/pose",
+            params={"boxes": written, **options},
+            content=picture.data,
+            headers={"Content-Type": "application/octet-stream"},
+        )
+        if answer.is_error:
+            raise ValueError(f"{picture.image['file_name']}: the service answered {answer.status_code}: {answer.text}")
+        return np.array([person["keypoints"] for person in answer.json()]).reshape(len(boxes), 17, 3)
+
+    def estimate(picture: Picture, boxes: Float64) -> dict[str, Float64]:
+        return {FLIPPED if flip_test else PLAIN: ask(picture, boxes, flip_test) for flip_test in flip_tests}
+
+    return estimate
