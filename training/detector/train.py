@@ -25,7 +25,7 @@ from training.detector.augment import Batch, Variation, augmented_batch
 from training.detector.data import Photos, cached_photos
 from training.detector.loss import detection_loss
 from training.detector.network import PersonDetector, cells, normalised
-from training.train import average, learning_rate, one_ahead, write_line
+from training.schedule import average, learning_rate, one_ahead, write_line
 
 log = logging.getLogger("training")
 
