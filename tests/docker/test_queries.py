@@ -96,8 +96,9 @@ def test_promtool_accepts_the_configuration():
 
 
 @promtool
-def test_alerts_fire_when_they_should_and_only_then():
-    ran = subprocess.run(["promtool", "test", "rules", DOCKER / "prometheus/rules_test.yml"], capture_output=True, text=True)
+@pytest.mark.parametrize("file", ["rules_test.yml", "rules_days_test.yml"])
+def test_alerts_fire_when_they_should_and_only_then(file):
+    ran = subprocess.run(["promtool", "test", "rules", DOCKER / "prometheus" / file], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
