@@ -1,4 +1,4 @@
-"""Plots as PNG files: what a calibration promises and keeps, and how a training went."""
+"""Plots as PNG files: what a calibration promises and keeps, how a training went, how people are found."""
 
 import contextlib
 import io
@@ -47,6 +47,18 @@ def training_plot(log_file: Path) -> bytes:
             axes.axvline(start, color="0.8", linewidth=1)
         axes.legend(frameon=False)
     rows[-1].set(xlabel="step; lines where a stage begins")
+    return _png(figure)
+
+
+def precision_recall_plot(curves: Mapping[str, Float64]) -> bytes:
+    """Named curves [101] of the precision at recalls of 0, 0.01, … 1."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, precision in curves.items():
+        axes.plot(np.linspace(0, 1, len(precision)), np.maximum(precision, 0), label=name)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.grid(color="0.9")
+    axes.legend(frameon=False, loc="lower left")
     return _png(figure)
 
 

@@ -25,6 +25,7 @@ from training.detector.augment import Batch, Variation, augmented_batch
 from training.detector.data import Photos, cached_photos
 from training.detector.loss import detection_loss
 from training.detector.network import PersonDetector, cells, normalised
+from training.files import DataError
 from training.schedule import average, learning_rate, one_ahead, write_line
 
 log = logging.getLogger("training")
@@ -263,7 +264,10 @@ def main() -> None:
         signal.signal(kind, lambda *_: stopped.set())
     until = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
     places = Places(arguments.data, arguments.cache, arguments.run, until, stopped)
-    train(Config.read(arguments.config), places, arguments.imagenet, arguments.start)
+    try:
+        train(Config.read(arguments.config), places, arguments.imagenet, arguments.start)
+    except DataError as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":
