@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+_LEVEL = "(DEBUG|INFO|WARNING|ERROR)"
 _MODEL_STORE = Path(__file__).parent.parent / "model_store"
 
 
@@ -56,7 +57,11 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may ask from a browser, separated by commas. None: no other origin."
     )
-    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level of log lines.")
+    log_level: str = Field(
+        "INFO",
+        pattern=rf"^{_LEVEL}(,[a-z_.]+={_LEVEL})*$",
+        description="Least level of log lines, then of single loggers: INFO,app.requests=WARNING.",
+    )
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod

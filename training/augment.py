@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict
 
 from training.data import People
 from training.keypoints import MIRROR
+from training.schedule import Members
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-Members = list[tuple[int, int]]  # (set, index)
 
 _HALF_BODIES = (np.arange(17) < 11, np.arange(17) >= 11)
 

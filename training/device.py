@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.augment import Changes, Members
+from training.augment import Changes
 from training.data import People
+from training.schedule import Members
 
 _CHUNK = 1 << 28  # bytes that are copied to the device at a time
 # The luminance table of JPEG (ITU-T T.81, table K.1).

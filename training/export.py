@@ -58,8 +58,9 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, qua
     """
     depth = depth_of(weights)
     model = LPN(depth).eval()
-    model.load_state_dict({key: _normal(value) for key, value in weights.items()})
-    graph = _graph(model)
+    model.load_state_dict({key: without_denormals(value) for key, value in weights.items()})
+    crops = torch.zeros((2, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+    graph = graph_of(PixelsToHeatmaps(model), crops, "crops", ["heatmaps"])
     _check(graph, model)
     description = _toml(name, version, depth, graph, quarter_shift) + _golden(graph, quarter_shift)
     ModelDescription.model_validate(tomllib.loads(description))
@@ -73,7 +74,7 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, qua
     return folder
 
 
-def _normal(values: Tensor) -> Tensor:
+def without_denormals(values: Tensor) -> Tensor:
     """Floats as float32 without denormals, with which some CPUs compute many times slower; integers as they are."""
     if not values.is_floating_point():
         return values
@@ -81,17 +82,17 @@ def _normal(values: Tensor) -> Tensor:
     return torch.where(values.abs() < torch.finfo(torch.float32).tiny, 0.0, values)
 
 
-def _graph(model: LPN) -> bytes:
+def graph_of(module: nn.Module, pictures: Tensor, name: str, outputs: list[str]) -> bytes:
+    """The ONNX graph of a module that takes `pictures`, in any number, as its input `name`. Raises ModelError."""
     for chatty in ("onnxscript", "onnx_ir", "torch.onnx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    crops = torch.zeros((2, HEIGHT, WIDTH, 3), dtype=torch.uint8)
     program = torch.onnx.export(
-        PixelsToHeatmaps(model).eval(),
-        (crops,),
+        module.eval(),
+        (pictures,),
         dynamo=True,
-        input_names=["crops"],
-        output_names=["heatmaps"],
-        dynamic_shapes={"crops": {0: torch.export.Dim("batch", min=1, max=1024)}},
+        input_names=[name],
+        output_names=outputs,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1024)},),
         opset_version=_OPSET,
         verbose=False,
     )
@@ -110,7 +111,7 @@ def _check(graph: bytes, model: LPN) -> None:
     """Compare the graph with PyTorch on pictures, at several batch sizes."""
     session = open_session(graph)
     for batch in (1, 3):
-        crops = _pictures(batch)
+        crops = patterns(batch, HEIGHT, WIDTH)
         with torch.inference_mode():
             expected = model(normalised(torch.from_numpy(crops))).numpy()
         found = session.run(None, {"crops": crops})[0]
@@ -119,14 +120,15 @@ def _check(graph: bytes, model: LPN) -> None:
             raise ModelError(f"the exported graph differs from PyTorch by {difference:g} at batch {batch}")
 
 
-def _pictures(count: int) -> npt.NDArray[np.uint8]:
-    """Crops [count, H, W, 3] with edges, gradients and noise at all scales."""
+def patterns(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Pictures [count, height, width, 3] with edges, gradients and noise at all scales."""
     rng = np.random.default_rng(0)
-    crops = np.zeros((count, HEIGHT, WIDTH, 3), np.float32)
+    pictures = np.zeros((count, height, width, 3), np.float32)
     for size in (4, 16, 64, 256):
-        for crop in range(count):
-            crops[crop] += cv2.resize(rng.random((size, max(1, size * 3 // 4), 3), np.float32), (WIDTH, HEIGHT))
-    return np.asarray(crops / 4 * 255, np.uint8)
+        for picture in range(count):
+            noise = rng.random((size, max(1, size * width // height), 3), np.float32)
+            pictures[picture] += cv2.resize(noise, (width, height))
+    return np.asarray(pictures / 4 * 255, np.uint8)
 
 
 def _toml(name: str, version: str, depth: int, graph: bytes, quarter_shift: bool) -> str:
@@ -174,6 +176,11 @@ rows = [
 """
 
 
+def halved_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floats in float16: half the bytes in the store, and the graph holds exactly the values that a training starts from."""
+    return {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+
+
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     """--name, --version and --store: the model's place in the store."""
     parser.add_argument("--name", type=_checked(Name), required=True, help="of the model: lower-case letters, digits, . _ -")
@@ -202,8 +209,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     weights = torch.load(arguments.weights, map_location="cpu", weights_only=True)
-    # Trainings start from the weights in the store: half the bytes, and the graph holds exactly their values.
-    halved = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+    halved = halved_weights(weights)
     folder = export(halved, arguments.store, arguments.name, arguments.version, arguments.quarter_shift)
     torch.save(halved, folder / "weights.pth")
 

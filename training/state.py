@@ -42,16 +42,6 @@ def new_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1e-3, fused=True)
 
 
-@torch.no_grad()
-def average(state: State, share: float) -> None:
-    """Move the averaged weights towards the model's: they keep `share` of themselves."""
-    kept, new = state.averaged.state_dict(), state.model.state_dict()
-    floats = [name for name, value in new.items() if value.is_floating_point()]
-    torch._foreach_lerp_([kept[name] for name in floats], [new[name] for name in floats], 1 - share)
-    for name in new.keys() - set(floats):
-        kept[name].copy_(new[name])
-
-
 def save(state: State, file: Path) -> None:
     """Write the checkpoint. Raises DataError; what was there before stays then."""
     content = {"stage": state.stage, "step": state.step, "optimizer": state.optimizer.state_dict()}

@@ -5,11 +5,9 @@ goes on where it stopped: everything is drawn from (seed, stage, step), and the 
 """
 
 import argparse
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from app.vision import heatmap
-from training.augment import Augmentation, Changes, Members, augmented_batch, changed_crops, drawn_changes
+from training.augment import Augmentation, Changes, augmented_batch, changed_crops, drawn_changes
 from training.config import Config, Stage
 from training.data import People, cached_people
 from training.device import changed_crops as crops_on_device
@@ -31,7 +29,8 @@ from training.loss import heatmap_loss, target_heatmaps, trust_in
 from training.lpn import HEATMAP_STRIDE, LPN
 from training.pixels import normalised
 from training.plots import training_plot
-from training.state import State, average, finished_weights, new_optimizer, new_state, resume, save
+from training.schedule import Members, average, learning_rate, one_ahead, write_line
+from training.state import State, finished_weights, new_optimizer, new_state, resume, save
 from training.weights import read_lpn, write_content
 
 log = logging.getLogger("training")
@@ -58,24 +57,6 @@ class Run:
     until: float  # on the monotonic clock
 
 
-def learning_rate(stage: Stage, step: int, steps: int) -> float:
-    """Linear warm-up, then a half cosine down to 1 %."""
-    if step < stage.warm_up:
-        return stage.learning_rate * (step + 1) / stage.warm_up
-    progress = (step - stage.warm_up) / max(1, steps - stage.warm_up)
-    return stage.learning_rate * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * progress))))
-
-
-def epoch_order(sets: list[People], shares: list[float], seed: tuple[int, ...]) -> Members:
-    """The (set, index) of one epoch in random order; a share of 1.5 takes everybody once and a random half twice."""
-    rng = np.random.default_rng(seed)
-    members = []
-    for which, (people, share) in enumerate(zip(sets, shares, strict=True)):
-        times = np.full(len(people), int(share)) + (rng.random(len(people)) < share % 1)
-        members += [(which, int(index)) for index in np.repeat(np.arange(len(people)), times)]
-    return [members[i] for i in rng.permutation(len(members))]
-
-
 def steps_of(run: Run, sets: list[People], stage: Stage, number: int, first: int) -> Iterator[Step]:
     """The steps of a stage from `first` on, each made, or at least drawn, one ahead in a thread of its own."""
     seed = (run.config.seed, number)
@@ -87,26 +68,10 @@ def steps_of(run: Run, sets: list[People], stage: Stage, number: int, first: int
         changes = drawn_changes(sets, members, stage.height, augmentation, rng)
         return members, changes, changed_crops(sets, members, changes) if people is None else None
 
-    def all_members() -> Iterator[tuple[int, int]]:
-        epoch = 0
-        while True:
-            yield from epoch_order(sets, shares, (*seed, epoch))
-            epoch += 1
-
-    everybody = all_members()
-    for _ in range(first * stage.batch):
-        next(everybody)
-    with ThreadPoolExecutor(1) as pool:
-        step = first
-        ahead = pool.submit(draw, step, [next(everybody) for _ in range(stage.batch)])
-        while True:
-            step += 1
-            coming = pool.submit(draw, step, [next(everybody) for _ in range(stage.batch)])
-            members, changes, crops = ahead.result()
-            made = torch.from_numpy(crops).to(run.device) if people is None else crops_on_device(people, members, changes)
-            keypoints, weights = (torch.from_numpy(each).to(run.device) for each in (changes.keypoints, changes.weights))
-            yield made, keypoints, weights
-            ahead = coming
+    for members, changes, crops in one_ahead(draw, sets, shares, stage.batch, seed, first):
+        made = torch.from_numpy(crops).to(run.device) if people is None else crops_on_device(people, members, changes)
+        keypoints, weights = (torch.from_numpy(each).to(run.device) for each in (changes.keypoints, changes.weights))
+        yield made, keypoints, weights
 
 
 def losses_of(run: Run, model: LPN, stage: Stage) -> Losses:
@@ -192,20 +157,20 @@ def _train_stage(run: Run, state: State) -> bool:
     saved = reported = time.monotonic()
     first_reported = state.step
     while state.step < steps:
-        rate = learning_rate(stage, state.step, steps)
+        rate = learning_rate(stage.learning_rate, stage.warm_up, state.step, steps)
         losses.append(_step(state, loss_of(*next(batches)), rate))
         state.step += 1
-        average(state, min(stage.average, (1 + state.step) / (10 + state.step)))
+        average(state.averaged, state.model, min(stage.average, (1 + state.step) / (10 + state.step)))
         now = time.monotonic()
         if now - reported > _REPORT_SECONDS:
             speed = (state.step - first_reported) * stage.batch / (now - reported)
             left = (steps - state.step) * stage.batch / speed / 60
             line = {"stage": state.stage, "step": state.step, "of": steps, "loss": float(torch.stack(losses).mean())}
-            _write_line(run, line | {"crops_per_second": round(speed, 1), "minutes_left": round(left, 1)})
+            write_line(run.folder, line | {"crops_per_second": round(speed, 1), "minutes_left": round(left, 1)})
             losses, reported, first_reported = [], now, state.step
         if now - saved > _CHECKPOINT_SECONDS or now > run.until or state.step == steps:
             checked = quick_check(state.averaged, dev, stage.height, run.device)
-            _write_line(run, {"stage": state.stage, "step": state.step, **checked})
+            write_line(run.folder, {"stage": state.stage, "step": state.step, **checked})
             save(state, run.folder / "checkpoint.pth")
             saved = reported = time.monotonic()
             first_reported = state.step
@@ -222,12 +187,6 @@ def _step(state: State, loss: Tensor, rate: float) -> Tensor:
     nn.utils.clip_grad_norm_(state.model.parameters(), 10.0)
     state.optimizer.step()
     return loss.detach()
-
-
-def _write_line(run: Run, line: dict[str, Any]) -> None:
-    log.info(json.dumps(line))
-    with (run.folder / "log.jsonl").open("a") as out:
-        out.write(json.dumps(line) + "\n")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from app.api import health, models, pose
 from app.api.middleware import ApiKeys, BodyLimits, RequestContext, note_problem
 from app.api.problems import problem_of, render
 from app.inference.pipeline import Pipeline
+from app.inference.session import usable_memory
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
@@ -26,6 +27,7 @@ def create_app(settings: Settings) -> FastAPI:
     """The service as an ASGI application. Raises ModelError where a model of the store cannot be used."""
     metrics = Metrics()
     pipeline = Pipeline(settings, metrics)
+    metrics.memory_limit.set(usable_memory())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -33,5 +33,7 @@ async def readyz(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """The metrics as Prometheus text or OpenMetrics, as the Accept header asks."""
     table: Metrics = request.app.state.metrics
+    pipeline: Pipeline = request.app.state.pipeline
+    pipeline.tell_throttling()
     encoder, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encoder(table.registry), headers={"Content-Type": content_type})

@@ -20,7 +20,7 @@ from app.inference.detector import Detector, Letterbox
 from app.inference.model_store import DetectorDescription, InputTable, ModelDescription, ModelError, load_model, stored_models
 from app.inference.pose import Crops, PoseModel, person_scores
 from app.inference.scheduler import Network, Scheduler
-from app.inference.session import take_one_thread_each, usable_cores
+from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from app.vision import box, detection, image
@@ -148,7 +148,10 @@ class Pipeline:
             raise ModelError(f"POSE_DEFAULT_MODEL: {error}") from error
         self._lanes = settings.lanes or usable_cores()
         self.scheduler = Scheduler(self._lanes, settings.queue_crops, settings.max_batch_crops, metrics)
+        metrics.lanes.set(self._lanes)
+        metrics.queue_limit.set(settings.queue_crops)
         self._picture_threads = ThreadPoolExecutor(self._lanes, "pictures")
+        self._throttled = throttled_seconds()
         self._warm = False
         self.draining = False  # the service is about to stop; what still comes is answered
 
@@ -182,6 +185,12 @@ class Pipeline:
         self._warm = False
         await self.scheduler.stop()
         self._picture_threads.shutdown(wait=False, cancel_futures=True)
+
+    def tell_throttling(self) -> None:
+        """Bring the metric of throttled seconds up to date."""
+        seconds = throttled_seconds()
+        self._metrics.cpu_throttled.inc(max(0.0, seconds - self._throttled))
+        self._throttled = seconds
 
     def find(self, name: str | None) -> PoseModel:
         """The model of that name/version, or the latest of that name; the default for None. Raises ModelNotFound."""

@@ -256,7 +256,7 @@ class Scheduler:
         lane.members, lane.task = [], None
         if isinstance(outcome, BatchResult) and len(outcome.values) == len(members):
             self.seconds_per_crop += 0.1 * (took / len(members) - self.seconds_per_crop)
-            self._deliver(members, outcome)
+            self._deliver(members, outcome, took)
         elif isinstance(outcome, Exception):
             log.error("a batch failed", exc_info=outcome, extra={"network": network.name, "crops": len(members)})
             _fail_all(members, BatchFailed("The network failed on a batch."))
@@ -264,11 +264,12 @@ class Scheduler:
             self._replace(lane, members, f"lane {lane.number} died of {type(outcome).__name__}")
         self._fill_lanes()
 
-    def _deliver(self, members: list[tuple[Ticket, int]], result: BatchResult) -> None:
+    def _deliver(self, members: list[tuple[Ticket, int]], result: BatchResult, took: float) -> None:
         network = members[0][0].network
         counter = self._metrics.crops if network.counts == "crops" else self._metrics.searched_images
         counter.labels(network.name).inc(len(members))
         self._metrics.batch_crops.labels(network.name).observe(len(members))
+        self._metrics.network_seconds.labels(network.name).inc(took)
         for ticket in {id(ticket): ticket for ticket, _ in members}.values():
             ticket.infer_seconds += result.infer_seconds
             ticket.keypoint_seconds += result.keypoint_seconds

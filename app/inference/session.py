@@ -40,6 +40,29 @@ def _quota(cgroup: Path) -> float | None:
     return int(limit) / int(period)
 
 
+def usable_memory(cgroup: Path = _CGROUP) -> int:
+    """Bytes that this process may use: the fewer of the machine's and its cgroup's limit (v2 or v1)."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # v2, v1
+        try:
+            return min(machine, int((cgroup / file).read_text()))
+        except (OSError, ValueError):  # none, or "max"
+            continue
+    return machine
+
+
+def throttled_seconds(cgroup: Path = _CGROUP) -> float:
+    """Seconds that the cgroup's CPU quota has stopped its threads since it was made; 0 where that is not told."""
+    for file, name, units in (("cpu.stat", "throttled_usec", 1e6), ("cpu/cpu.stat", "throttled_time", 1e9)):  # v2, v1
+        try:
+            fields = dict(line.split() for line in (cgroup / file).read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        if name in fields:
+            return int(fields[name]) / units
+    return 0.0
+
+
 def take_one_thread_each() -> None:
     """Keep OpenCV from opening a thread pool of its own."""
     cv2.setNumThreads(1)

@@ -26,9 +26,14 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
-def configure(level: str) -> None:
-    """Send every logger's lines of at least `level` to standard error as JSON."""
+def configure(levels: str) -> None:
+    """Send log lines to standard error as JSON: `levels` is the least level of all, then of single loggers, as in
+    INFO,app.requests=WARNING."""
+    level, *single = levels.split(",")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("uvicorn.error").setLevel(max(logging.getLevelName(level), logging.WARNING))
+    for pair in single:
+        name, _, own = pair.partition("=")
+        logging.getLogger(name).setLevel(own)

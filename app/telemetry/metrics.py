@@ -50,7 +50,21 @@ class Metrics:
             buckets=_CROPS,
             registry=registry,
         )
+        self.network_seconds = Counter(
+            "pose_inference_seconds",
+            "Seconds that lanes ran a network, summed over the lanes.",
+            ("model",),
+            registry=registry,
+        )
         self.queue_crops = Gauge("pose_queue_crops", "Crops that wait for a lane.", registry=registry)
+        self.queue_limit = Gauge("pose_queue_limit_crops", "Crops that may wait or run at once.", registry=registry)
+        self.lanes = Gauge("pose_lanes", "Threads that run networks, one a core.", registry=registry)
+        self.cpu_throttled = Counter(
+            "pose_cpu_throttled_seconds", "Seconds that the cgroup's CPU quota has stopped its threads.", registry=registry
+        )
+        self.memory_limit = Gauge(
+            "pose_memory_limit_bytes", "Bytes of memory that the cgroup, or else the machine, has for it.", registry=registry
+        )
         self.queue_wait = Histogram(
             "pose_queue_wait_seconds", "Seconds that a crop waited for a lane.", buckets=_SECONDS, registry=registry
         )

@@ -43,6 +43,9 @@ def refusal(**settings: object) -> str:
         ("max_images", "0"),
         ("body_timeout_s", "-1"),
         ("log_level", "LOUD"),
+        ("log_level", "INFO,app.requests"),
+        ("max_connections", "0"),
+        ("detector", "nobody"),
         ("drain_s", ""),
     ],
 )

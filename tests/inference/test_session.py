@@ -5,7 +5,7 @@ import os
 import cv2
 import pytest
 
-from app.inference.session import take_one_thread_each, usable_cores
+from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores, usable_memory
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +52,31 @@ def test_without_a_cgroup_the_affinity_counts(tmp_path, monkeypatch):
 def test_opencv_opens_no_pool():
     take_one_thread_each()
     assert cv2.getNumThreads() == 1
+
+
+def test_throttled_time_is_read_from_either_kind_of_cgroup(tmp_path):
+    assert throttled_seconds(tmp_path) == 0
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.stat").write_text("nr_periods 9\nnr_throttled 3\nthrottled_time 2500000000\n")
+    assert throttled_seconds(tmp_path) == 2.5
+    (tmp_path / "cpu.stat").write_text("usage_usec 5\nnr_throttled 1\nthrottled_usec 1500000\n")
+    assert throttled_seconds(tmp_path) == 1.5
+    (tmp_path / "cpu.stat").write_text("no table")
+    assert throttled_seconds(tmp_path) == 2.5
+
+
+def test_the_memory_limit_of_either_kind_of_cgroup_counts_up_to_the_machines(tmp_path):
+    machine = usable_memory(tmp_path / "nowhere")
+    assert machine > 2**20
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")  # none, in cgroup v1
+    assert usable_memory(tmp_path) == machine
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("1048576\n")
+    assert usable_memory(tmp_path) == 2**20
+    (tmp_path / "memory.max").write_text("524288\n")
+    assert usable_memory(tmp_path) == 2**19
+
+
+def test_no_limit_of_cgroup_v2_is_the_machines_memory(tmp_path):
+    (tmp_path / "memory.max").write_text("max\n")
+    assert usable_memory(tmp_path) == usable_memory(tmp_path / "nowhere")

@@ -44,3 +44,13 @@ def test_every_logger_writes_json_lines_of_the_level_asked_for():
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert [json.loads(line)["message"] for line in ended.stderr.splitlines()] == ["yes", "too"]
+
+
+def test_single_loggers_may_have_levels_of_their_own():
+    script = (
+        "import logging; from app.telemetry import logs; logs.configure('INFO,app.requests=ERROR,x.y=DEBUG');"
+        "logging.getLogger('app.requests').warning('no'); logging.getLogger('app').info('one');"
+        "logging.getLogger('x.y').debug('two'); logging.getLogger('x').debug('no')"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert [json.loads(line)["message"] for line in ended.stderr.splitlines()] == ["one", "two"]

@@ -19,7 +19,8 @@ from training.data import cached_people
 from training.files import DataError, write_whole
 from training.loss import heatmap_loss, target_heatmaps
 from training.lpn import LPN
-from training.train import epoch_order, main
+from training.schedule import epoch_order
+from training.train import main
 
 CONFIG = """
 seed = 3

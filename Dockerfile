@@ -1,0 +1,29 @@
+# syntax=docker/dockerfile:1
+FROM python:3.13-slim AS builder
+WORKDIR /build
+RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore uv==0.13.9
+COPY requirements/service.txt .
+RUN --mount=type=cache,target=/root/.cache \
+    uv venv --no-project /opt/venv && \
+    VIRTUAL_ENV=/opt/venv uv pip install --link-mode=copy --no-deps --require-hashes --only-binary=:all: \
+        --compile-bytecode -r service.txt
+# What the service never imports: tests, OpenCV's cascades, ONNX Runtime's converters.
+WORKDIR /opt/venv/lib/python3.13/site-packages
+RUN rm -rf cv2/data/*.xml onnxruntime/transformers onnxruntime/quantization onnxruntime/tools onnxruntime/datasets && \
+    find . -type d -name tests -prune -exec rm -rf {} +
+
+FROM python:3.13-slim
+LABEL org.opencontainers.image.title="LPN pose service" \
+      org.opencontainers.image.description="COCO keypoints of the people in a photo, on CPUs, over HTTP" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=builder /opt/venv /opt/venv
+WORKDIR /srv
+COPY app app
+COPY model_store model_store
+RUN /opt/venv/bin/python -m compileall -q app
+ENV PATH=/opt/venv/bin:$PATH POSE_HOST=0.0.0.0 PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --start-interval=1s \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('POSE_PORT', 8000)), timeout=2); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["python", "-m", "app"]

@@ -1,0 +1,373 @@
+"""Writes the dashboards beside it: `python docker/grafana/dashboards.py`. Grafana reads the JSON; people read this."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "dashboards"
+POSE = 'route="/v1/pose",instance=~"$instance"'
+ONE = 'instance=~"$instance"'
+MODEL = 'instance=~"$instance",model=~"$model"'
+RATE = "$__rate_interval"
+
+Panel = dict[str, Any]
+
+
+def query(expr: str, legend: str = "", kind: str = "time_series") -> Panel:
+    return {"expr": expr, "legendFormat": legend, "format": kind, "datasource": {"type": "prometheus", "uid": "prometheus"}}
+
+
+def panel(kind: str, title: str, description: str, unit: str, *queries: Panel, **more: Any) -> Panel:
+    """A panel; `more`: thresholds (value → colour from it on), stack, options."""
+    steps = [{"color": colour, "value": value} for value, colour in more.get("thresholds", {None: "text"}).items()]
+    custom: dict[str, Any] = {"fillOpacity": 10, "showPoints": "never"}
+    if more.get("stack"):
+        custom |= {"stacking": {"mode": "normal"}, "fillOpacity": 40}
+    if kind == "timeseries" and len(steps) > 1:
+        custom["thresholdsStyle"] = {"mode": "line"}
+    defaults = {
+        "unit": unit,
+        "min": 0,
+        "noValue": "no traffic",
+        "thresholds": {"mode": "absolute", "steps": steps},
+        "custom": custom if kind == "timeseries" else {},
+    }
+    if kind == "stat":
+        defaults["color"] = {"mode": "thresholds"}
+    return {
+        "type": kind,
+        "title": title,
+        "description": description,
+        "datasource": {"type": "prometheus", "uid": "prometheus"},
+        "targets": [{**each, "refId": chr(65 + i)} for i, each in enumerate(queries)],
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "options": more.get("options", {}),
+    }
+
+
+def heat_map(title: str, description: str, unit: str, expr: str) -> Panel:
+    made = panel("heatmap", title, description, unit, query(expr, "{{le}}", "heatmap"))
+    made["options"] = {"calculate": False, "yAxis": {"unit": unit}, "color": {"scheme": "Blues", "mode": "scheme"}}
+    return made
+
+
+def quantiles(bucket: str, labels: str) -> list[Panel]:
+    """p50, p95 and p99 of a histogram; nothing where nothing was counted, rather than NaN."""
+    return [
+        query(
+            f"histogram_quantile({q}, sum by (le) (rate({bucket}_bucket{{{labels}}}[{RATE}]))) and on () "
+            f"sum(rate({bucket}_count{{{labels}}}[{RATE}])) > 0",
+            f"p{round(q * 100)}",
+        )
+        for q in (0.5, 0.95, 0.99)
+    ]
+
+
+def rows_of(panels: list[list[Panel]], heights: list[int]) -> list[Panel]:
+    """Panels laid out row by row over the 24 columns."""
+    placed, y = [], 0
+    for row, height in zip(panels, heights, strict=True):
+        width = 24 // len(row)
+        for i, each in enumerate(row):
+            placed.append({**each, "id": len(placed) + 1, "gridPos": {"x": i * width, "y": y, "w": width, "h": height}})
+        y += height
+    return placed
+
+
+def dashboard(uid: str, title: str, panels: list[Panel]) -> Panel:
+    def variable(name: str, of: str) -> Panel:
+        return {
+            "name": name,
+            "type": "query",
+            "datasource": {"type": "prometheus", "uid": "prometheus"},
+            "query": {"query": of, "refId": "A"},
+            "refresh": 2,
+            "includeAll": True,
+            "allValue": ".*",
+            "multi": True,
+            "current": {"text": ["All"], "value": ["$__all"]},
+        }
+
+    return {
+        "uid": uid,
+        "title": title,
+        "tags": ["pose"],
+        "schemaVersion": 41,
+        "timezone": "browser",
+        "refresh": "10s",
+        "time": {"from": "now-30m", "to": "now"},
+        "graphTooltip": 1,
+        "links": [
+            {"type": "dashboards", "tags": ["pose"], "title": "Pose dashboards", "keepTime": True, "includeVars": True}
+        ],
+        "templating": {
+            "list": [
+                variable("instance", 'label_values(up{job="pose"}, instance)'),
+                variable("model", "label_values(pose_crops_total, model)"),
+            ]
+        },
+        "panels": panels,
+    }
+
+
+CROPS = f"sum(rate(pose_crops_total{{{MODEL}}}[{RATE}]))"
+REQUESTS = f"sum(rate(pose_http_requests_total{{{POSE}}}[{RATE}]))"
+FAULTS = f'(sum(rate(pose_http_requests_total{{{POSE},status=~"5.."}}[{RATE}])) or vector(0)) / ({REQUESTS} > 0)'
+WITHIN = (
+    f'sum(rate(pose_http_request_duration_seconds_bucket{{{POSE},le="1.0"}}[{RATE}])) / '
+    f"(sum(rate(pose_http_request_duration_seconds_count{{{POSE}}}[{RATE}])) > 0)"
+)
+P95 = quantiles("pose_http_request_duration_seconds", POSE)[1]["expr"]
+
+SERVICE = [
+    [
+        panel(
+            "stat",
+            "People per second",
+            "pose_crops_total. Grey: nobody asks. It cannot exceed the capacity.",
+            "short",
+            query(CROPS),
+        ),
+        panel(
+            "stat",
+            "Faults (5xx)",
+            "pose_http_requests_total by status. Red: over the objective's 0.5 %; see Refused requests and the "
+            "log lines of level error.",
+            "percentunit",
+            query(FAULTS),
+            thresholds={None: "green", 0.005: "red"},
+        ),
+        panel(
+            "stat",
+            "p95 latency",
+            "pose_http_request_duration_seconds. Red: over a second; see which stage grows.",
+            "s",
+            query(P95),
+            thresholds={None: "green", 0.5: "yellow", 1: "red"},
+        ),
+        panel(
+            "stat",
+            "Within one second",
+            "pose_http_request_duration_seconds. The objective is 95 %. Red: add replicas or cores.",
+            "percentunit",
+            query(WITHIN),
+            thresholds={None: "red", 0.95: "green"},
+        ),
+        panel(
+            "stat",
+            "Replicas",
+            "up. Red: none answers Prometheus.",
+            "short",
+            query(f'sum(up{{job="pose",{ONE}}})'),
+            thresholds={None: "red", 1: "green"},
+        ),
+        panel(
+            "stat",
+            "Crops waiting",
+            "pose_queue_crops against pose_queue_limit_crops. Red: over 80 % of the queue; clients are about to "
+            "be refused: add replicas or cores.",
+            "percentunit",
+            query(f"sum(pose_queue_crops{{{ONE}}}) / sum(pose_queue_limit_crops{{{ONE}}})"),
+            thresholds={None: "green", 0.5: "yellow", 0.8: "red"},
+        ),
+    ],
+    [
+        panel(
+            "timeseries",
+            "Requests by status",
+            "pose_http_requests_total. 4xx are the clients' faults, 5xx the service's.",
+            "reqps",
+            query(f"sum by (status) (rate(pose_http_requests_total{{{POSE}}}[{RATE}]))", "{{status}}"),
+            stack=True,
+        ),
+        panel(
+            "timeseries",
+            "Faults (5xx)",
+            "pose_http_requests_total. Over the line the month's budget burns: the log tells why.",
+            "percentunit",
+            query(FAULTS, "share of 5xx"),
+            thresholds={None: "green", 0.005: "red"},
+        ),
+        panel(
+            "timeseries",
+            "Latency",
+            "pose_http_request_duration_seconds. Over the line: see which stage grows.",
+            "s",
+            *quantiles("pose_http_request_duration_seconds", POSE),
+            thresholds={None: "green", 1: "red"},
+        ),
+    ],
+    [
+        panel(
+            "timeseries",
+            "Where the time goes",
+            "pose_stage_duration_seconds, mean a request, stacked. queue: too few cores; decode: "
+            "large photos; read: slow clients; infer: the network, on shared or throttled cores slower than at warm-up.",
+            "s",
+            query(
+                f'sum by (stage) (rate(pose_stage_duration_seconds_sum{{{ONE},stage!="total"}}[{RATE}])) '
+                f'/ on () group_left () (sum(rate(pose_stage_duration_seconds_count{{{ONE},stage="total"}}[{RATE}])) > 0)',
+                "{{stage}}",
+            ),
+            stack=True,
+        ),
+        heat_map(
+            "Latency of requests",
+            "pose_http_request_duration_seconds. Two bands mean two kinds of requests (with and without boxes, "
+            "one and many people).",
+            "s",
+            f"sum by (le) (increase(pose_http_request_duration_seconds_bucket{{{POSE}}}[{RATE}]))",
+        ),
+    ],
+    [
+        panel(
+            "timeseries",
+            "People per second, against the paper and the capacity",
+            "pose_crops_total, pose_crops_per_second_capacity "
+            "(measured at warm-up). The paper's network did 17 persons a second on an i7-8700K. Below it while crops "
+            "wait: cores are shared or throttled.",
+            "short",
+            query(CROPS, "people"),
+            query(f"sum(max by (instance) (pose_crops_per_second_capacity{{{MODEL}}}))", "capacity"),
+            query("vector(17)", "the paper"),
+        ),
+        panel(
+            "timeseries",
+            "Crops waiting",
+            "pose_queue_crops. What waits longer than a deadline is dropped: add replicas or cores.",
+            "short",
+            query(f"sum by (instance) (pose_queue_crops{{{ONE}}})", "{{instance}}"),
+        ),
+        panel(
+            "timeseries",
+            "Wait for a lane",
+            "pose_queue_wait_seconds. Over half a second: more comes than the cores can run.",
+            "s",
+            *quantiles("pose_queue_wait_seconds", ONE),
+            thresholds={None: "green", 0.5: "red"},
+        ),
+    ],
+    [
+        panel(
+            "timeseries",
+            "Refused requests",
+            "pose_rejected_total by problem code. queue_full: add replicas; deadline_exceeded: the "
+            "deadline is shorter than the wait; invalid_*: the client's fault.",
+            "reqps",
+            query(f"sum by (code) (rate(pose_rejected_total{{{ONE}}}[{RATE}]))", "{{code}}"),
+            stack=True,
+        ),
+        panel(
+            "timeseries",
+            "Dropped crops",
+            "pose_dropped_crops_total. disconnect: clients left before their answer; deadline: it passed.",
+            "short",
+            query(f"sum by (reason) (rate(pose_dropped_crops_total{{{ONE}}}[{RATE}]))", "{{reason}}"),
+            stack=True,
+        ),
+        panel(
+            "timeseries",
+            "People in a picture",
+            "pose_people_per_image, pose_images_total. Its change changes the work of a picture.",
+            "short",
+            query(
+                f"sum(rate(pose_people_per_image_sum{{{ONE}}}[{RATE}])) "
+                f"/ (sum(rate(pose_images_total{{{ONE}}}[{RATE}])) > 0)",
+                "mean",
+            ),
+        ),
+    ],
+]
+
+MACHINE = [
+    [
+        panel(
+            "timeseries",
+            "CPU",
+            "process_cpu_seconds_total, cores used, against pose_lanes. At the line the replica is full.",
+            "short",
+            query(f'rate(process_cpu_seconds_total{{job="pose",{ONE}}}[{RATE}])', "{{instance}}"),
+            query(f"pose_lanes{{{ONE}}}", "{{instance}} lanes"),
+        ),
+        panel(
+            "timeseries",
+            "Throttling",
+            "pose_cpu_throttled_seconds_total. Over a tenth of a second a second: raise the quota to whole "
+            "cores, or lower POSE_LANES.",
+            "s",
+            query(f"rate(pose_cpu_throttled_seconds_total{{{ONE}}}[{RATE}])", "{{instance}}"),
+            thresholds={None: "green", 0.1: "red"},
+        ),
+        panel(
+            "timeseries",
+            "Memory",
+            "process_resident_memory_bytes. It should stay flat under load; a steady climb is a defect.",
+            "bytes",
+            query(f'process_resident_memory_bytes{{job="pose",{ONE}}}', "{{instance}}"),
+        ),
+    ],
+    [
+        panel(
+            "timeseries",
+            "Lanes at work",
+            "pose_inference_workers_busy against pose_lanes. All busy and crops waiting: the replica is full.",
+            "short",
+            query(f"pose_inference_workers_busy{{{ONE}}}", "{{instance}}"),
+            query(f"pose_lanes{{{ONE}}}", "{{instance}} lanes"),
+        ),
+        panel(
+            "timeseries",
+            "Lanes replaced",
+            "pose_inference_workers_replaced_total. Any at all: the log tells which stood still or died.",
+            "short",
+            query(f"increase(pose_inference_workers_replaced_total{{{ONE}}}[{RATE}])", "{{instance}}"),
+            thresholds={None: "green", 1: "red"},
+        ),
+        panel(
+            "timeseries",
+            "Open descriptors and connections",
+            "process_open_fds, pose_http_connections, pose_http_requests_in_flight. "
+            "Descriptors that climb without connections are a defect.",
+            "short",
+            query(f'process_open_fds{{job="pose",{ONE}}}', "{{instance}} descriptors"),
+            query(f"pose_http_connections{{{ONE}}}", "{{instance}} connections"),
+            query(f"pose_http_requests_in_flight{{{ONE}}}", "{{instance}} in flight"),
+        ),
+    ],
+    [
+        heat_map(
+            "Batch sizes",
+            "pose_batch_crops. Batches grow with the queue, up to POSE_MAX_BATCH_CROPS.",
+            "short",
+            f"sum by (le) (increase(pose_batch_crops_bucket{{{MODEL}}}[{RATE}]))",
+        ),
+        panel(
+            "timeseries",
+            "Pictures searched",
+            "pose_searched_images_total: pictures without boxes, which the detector searches.",
+            "short",
+            query(f"sum by (model) (rate(pose_searched_images_total{{{ONE}}}[{RATE}]))", "{{model}}"),
+        ),
+        panel(
+            "table",
+            "Models",
+            "pose_model_info: what each replica serves. Different sha256 of one version: a replica is out of date.",
+            "none",
+            query(f"pose_model_info{{{ONE}}}", "", "table") | {"instant": True},
+        ),
+    ],
+]
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for uid, title, rows, heights in (
+        ("pose-service", "Pose service", SERVICE, [4, 8, 9, 8, 8]),
+        ("pose-machine", "Pose machines", MACHINE, [8, 8, 8]),
+    ):
+        file = FOLDER / f"{uid.removeprefix('pose-')}.json"
+        file.write_text(json.dumps(dashboard(uid, title, rows_of(rows, heights)), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Mixed pictures for a long time below what the service can do: `.venv/bin/python loadtests/soak.py [--pictures 100000]`.
+
+Starts a service of its own and checks every answer. Nothing may grow: memory, descriptors, waiting times; the exit code is 1
+where something did.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+BOX = "295,15,545,595"
+GROWTH = 1.10  # of resident memory from the middle of the run to its end
+SLOWER = 1.20  # the last tenth's 99th percentile against the first's
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of request: its body, options, the statuses that it may be answered with, and how often it is sent."""
+
+    name: str
+    body: bytes
+    options: dict[str, str]
+    statuses: tuple[int, ...]
+    share: float
+
+
+def kinds() -> list[Kind]:
+    """The mixture: given boxes mostly, then searched photos, small and large ones, other formats, and faults."""
+    photo = (ROOT / "tests/data/photos/t_pose_cc0.jpg").read_bytes()
+    women = (ROOT / "tests/data/photos/two_women_outdoors_cc0.jpg").read_bytes()
+    pixels = cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR)
+    large = cv2.imencode(".jpg", cv2.resize(pixels, None, fx=3, fy=3))[1].tobytes()
+    small = cv2.imencode(".webp", cv2.resize(pixels, None, fx=0.4, fy=0.4))[1].tobytes()
+    return [
+        Kind("one box", photo, {"boxes": BOX}, (200,), 40),
+        Kind("four boxes", photo, {"boxes": ";".join([BOX] * 4)}, (200,), 10),
+        Kind("searched", women, {}, (200,), 20),
+        Kind("searched, large", large, {}, (200,), 3),
+        Kind("searched, small WebP", small, {"format": "results"}, (200,), 15),
+        Kind("flip test", photo, {"boxes": BOX, "flip_test": "true"}, (200,), 4),
+        Kind("drawn", photo, {"boxes": BOX}, (200,), 2),
+        Kind("too late", photo, {"boxes": BOX, "timeout_ms": "1"}, (200, 504), 2),
+        Kind("cut off", photo[: len(photo) // 2], {"boxes": BOX}, (422,), 2),
+        Kind("wrong option", photo, {"boxes": "1,2,3"}, (422,), 2),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running service and a client for it."""
+
+    process: subprocess.Popen[bytes]
+    client: httpx.AsyncClient
+
+    def megabytes(self) -> float:
+        """Resident memory in MiB."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def descriptors(self) -> int:
+        """Open descriptors."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    async def ask(self, kind: Kind) -> float:
+        """Send a request of a kind, check its status, and give the milliseconds that it took."""
+        headers = {"Content-Type": "image/jpeg"} | ({"Accept": "image/jpeg"} if kind.name == "drawn" else {})
+        started = time.perf_counter()
+        answer = await self.client.post("/v1/pose", params=kind.options, content=kind.body, headers=headers)
+        if answer.status_code not in kind.statuses:
+            raise ValueError(f"{kind.name}: {answer.status_code} {answer.text[:200]}")
+        return (time.perf_counter() - started) * 1000
+
+
+@asynccontextmanager
+async def running_service() -> AsyncIterator[Service]:
+    """The service on a free port."""
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-m", "app"],
+        cwd=ROOT,
+        env=os.environ | {"POSE_PORT": "0", "POSE_LOG_LEVEL": "ERROR", "POSE_TIMEOUT_MS": "60000"},
+        stderr=subprocess.PIPE,
+    )
+    try:
+        if process.stderr is None:
+            raise ValueError("the service has no standard error")
+        found = re.search(rb"listens on (\S+)", process.stderr.readline())
+        if not found:
+            raise ValueError("the service did not start")
+        async with httpx.AsyncClient(
+            base_url=found[1].decode(), timeout=120, limits=httpx.Limits(max_connections=64)
+        ) as client:
+            while (await client.get("/readyz")).status_code != 200:
+                await asyncio.sleep(0.1)
+            yield Service(process, client)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def capacity(service: Service, mixture: list[Kind], seconds: float) -> float:
+    """Requests a second of the mixture that sixteen clients get answered, each waiting for its answer."""
+    until, answered = time.perf_counter() + seconds, 0
+    draw = random.Random(1)
+
+    async def client() -> None:
+        nonlocal answered
+        while time.perf_counter() < until:
+            await service.ask(draw.choices(mixture, [kind.share for kind in mixture])[0])
+            answered += 1
+
+    await asyncio.gather(*(client() for _ in range(16)))
+    return answered / seconds
+
+
+async def soak(pictures: int, load: float, measured: float) -> bool:
+    """Run it and print what was seen; whether nothing grew."""
+    mixture, draw = kinds(), random.Random(2)
+    async with running_service() as service:
+        rate = load * await capacity(service, mixture, measured)
+        print(f"{pictures} pictures at {rate:.1f} a second, {load:.0%} of what sixteen clients got", flush=True)
+        milliseconds: list[tuple[int, float]] = []
+        sent: Counter[str] = Counter()
+        looks: list[tuple[float, int]] = []
+        pending: set[asyncio.Task[None]] = set()
+
+        async def one(number: int, kind: Kind) -> None:
+            milliseconds.append((number, await service.ask(kind)))
+
+        started = time.perf_counter()
+        for number in range(pictures):
+            (kind,) = draw.choices(mixture, [each.share for each in mixture])
+            sent[kind.name] += 1
+            task = asyncio.create_task(one(number, kind))
+            pending.add(task)
+            if number % max(1, pictures // 100) == 0:
+                looks.append((service.megabytes(), service.descriptors()))
+            await asyncio.sleep(max(0.0, started + (number + 1) / rate - time.perf_counter()))
+            for done in [task for task in pending if task.done()]:
+                pending.remove(done)
+                done.result()
+        await asyncio.gather(*pending)
+        seconds = time.perf_counter() - started
+        await asyncio.sleep(6)  # idle connections end
+        looks.append((service.megabytes(), service.descriptors()))
+    return _told(pictures, seconds, sent, milliseconds, looks)
+
+
+def _told(
+    pictures: int, seconds: float, sent: Counter[str], milliseconds: list[tuple[int, float]], looks: list[tuple[float, int]]
+) -> bool:
+    tenth = max(1, pictures // 10)
+    first, last = (
+        np.percentile([ms for number, ms in milliseconds if low <= number < low + tenth], 99) for low in (0, pictures - tenth)
+    )
+    start, middle, end = looks[len(looks) // 10], looks[len(looks) // 2], looks[-1]
+    print(f"{pictures} answered in {seconds / 60:.1f} minutes: {dict(sent)}")
+    print(f"resident memory, MiB: {start[0]:.0f} after a tenth, {middle[0]:.0f} in the middle, {end[0]:.0f} at the end")
+    print(f"descriptors: {looks[0][1]} at the start, {max(count for _, count in looks)} at most, {end[1]} at the end")
+    print(f"p99: {first:.0f} ms in the first tenth, {last:.0f} ms in the last")
+    return bool(end[0] <= GROWTH * middle[0] and end[1] <= looks[0][1] + 4 and last <= SLOWER * first)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Mixed pictures for a long time.")
+    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--load", type=float, default=0.8, help="share of the measured capacity")
+    parser.add_argument("--measured", type=float, default=20, help="seconds of measuring the capacity")
+    arguments = parser.parse_args()
+    return 0 if asyncio.run(soak(arguments.pictures, arguments.load, arguments.measured)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

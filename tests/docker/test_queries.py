@@ -1,0 +1,175 @@
+"""Every query of the dashboards and alerts asks for what the service tells; and a real Prometheus answers them under load."""
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from app.telemetry.metrics import Metrics
+
+DOCKER = Path(__file__).parents[2] / "docker"
+DASHBOARDS = sorted((DOCKER / "grafana/dashboards").glob("*.json"))
+RULES = yaml.safe_load((DOCKER / "prometheus/rules.yml").read_text())
+BOX = "295,15,545,595"
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+def panels() -> list[tuple[str, dict]]:
+    return [(file.stem, panel) for file in DASHBOARDS for panel in json.loads(file.read_text())["panels"]]
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Where a query stands, and the query."""
+    for name, panel in panels():
+        for target in panel["targets"]:
+            yield f"{name}: {panel['title']}", target["expr"]
+    for group in RULES["groups"]:
+        for rule in group["rules"]:
+            yield rule.get("alert", rule.get("record")), rule["expr"]
+
+
+def told() -> set[str]:
+    """Every sample name that the service, Prometheus itself and the recording rules tell."""
+    names = {"up"} | {rule["record"] for group in RULES["groups"] for rule in group["rules"] if "record" in rule}
+    kinds = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
+    for metric in vars(Metrics()).values():
+        if hasattr(metric, "describe"):
+            for family in metric.describe():
+                names |= {family.name + suffix for suffix in kinds[family.type]}
+    return names | {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"}
+
+
+def test_dashboards_are_those_that_the_script_writes(tmp_path, monkeypatch):
+    before = {file.name: file.read_text() for file in DASHBOARDS}
+    scope: dict = {"__name__": "dashboards", "__file__": str(DOCKER / "grafana/dashboards.py")}
+    exec(compile((DOCKER / "grafana/dashboards.py").read_text(), "dashboards.py", "exec"), scope)
+    scope["FOLDER"] = tmp_path
+    scope["main"]()
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(("where", "expression"), list(queries()))
+def test_a_query_asks_for_metrics_that_there_are(where, expression):
+    without_labels = re.sub(r"\{[^}]*\}|\"[^\"]*\"", "", expression)
+    names = set(re.findall(r"\b(?:pose[_:]|process_)\w[\w:]*|\bup\b", without_labels))
+    assert names or expression == "vector(17)"
+    assert names <= told(), where
+
+
+@pytest.mark.parametrize(("dashboard", "panel"), panels())
+def test_a_panel_names_its_metric_and_says_what_it_means(dashboard, panel):
+    assert re.search(r"\b(pose|process)_\w+|\bup\b", panel["description"]), panel["title"]
+    assert panel["fieldConfig"]["defaults"]["noValue"] == "no traffic"
+    assert {target["datasource"]["uid"] for target in panel["targets"]} == {"prometheus"}
+
+
+def test_dashboards_link_to_each_other_and_choose_instances_and_models():
+    for file in DASHBOARDS:
+        board = json.loads(file.read_text())
+        assert board["links"][0]["tags"] == board["tags"] == ["pose"]
+        assert {variable["name"] for variable in board["templating"]["list"]} == {"instance", "model"}
+
+
+def test_alerts_say_what_to_do():
+    for group in RULES["groups"]:
+        for rule in group["rules"]:
+            if "alert" in rule:
+                assert rule["labels"]["severity"] in ("page", "ticket")
+                assert len(rule["annotations"]["summary"]) > 20
+                assert len(rule["annotations"]["action"]) > 20
+
+
+promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on the PATH")
+
+
+@promtool
+def test_promtool_accepts_the_configuration():
+    subprocess.run(["promtool", "check", "config", DOCKER / "prometheus/prometheus.yml"], check=True, capture_output=True)
+
+
+@promtool
+@pytest.mark.parametrize("file", ["rules_test.yml", "rules_days_test.yml"])
+def test_alerts_fire_when_they_should_and_only_then(file):
+    ran = subprocess.run(["promtool", "test", "rules", DOCKER / "prometheus" / file], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.fixture(scope="module")
+def prometheus(start_service, t_pose, tmp_path_factory) -> Iterator[httpx.Client]:
+    """A real Prometheus with our rules that has scraped a service under load, of every kind of request, for half a minute."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not on the PATH")
+    service = start_service()
+    folder = tmp_path_factory.mktemp("prometheus")
+    shutil.copy(DOCKER / "prometheus/rules.yml", folder)
+    config = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["scrape_configs"] = [{"job_name": "pose", "static_configs": [{"targets": [f"127.0.0.1:{service.port}"]}]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    arguments = ["--web.listen-address=127.0.0.1:19090", f"--storage.tsdb.path={folder}/data"]
+    running = subprocess.Popen(
+        ["prometheus", f"--config.file={folder}/prometheus.yml", *arguments], stderr=subprocess.DEVNULL
+    )
+    done = threading.Event()
+
+    def load() -> None:
+        with httpx.Client(base_url=service.client.base_url, timeout=60) as client:
+            while not done.is_set():
+                client.post("/v1/pose", params={"boxes": ";".join([BOX] * 4)}, content=t_pose, headers=JPEG)
+                client.post("/v1/pose", content=t_pose, headers=JPEG)
+                client.post("/v1/pose", params={"boxes": BOX}, content=b"no picture", headers=JPEG)
+                client.post(
+                    "/v1/pose", params={"boxes": ";".join([BOX] * 30), "timeout_ms": 100}, content=t_pose, headers=JPEG
+                )
+
+    clients = [threading.Thread(target=load) for _ in range(3)]
+    for client in clients:
+        client.start()
+    try:
+        with httpx.Client(base_url="http://127.0.0.1:19090", timeout=20) as client:
+            time.sleep(30)
+            yield client
+    finally:
+        done.set()
+        for thread in clients:
+            thread.join()
+        running.terminate()
+        running.wait(20)
+
+
+def answer(prometheus: httpx.Client, expression: str) -> list:
+    for variable, value in (("$__rate_interval", "10s"), ("$instance", ".*"), ("$model", ".*")):
+        expression = expression.replace(variable, value)
+    return prometheus.get("/api/v1/query", params={"query": expression}).raise_for_status().json()["data"]["result"]
+
+
+def test_every_panel_shows_something_under_load(prometheus):
+    empty = [
+        f"{name}: {panel['title']}: {target['expr']}"
+        for name, panel in panels()
+        for target in panel["targets"]
+        if not answer(prometheus, target["expr"])
+    ]
+    assert empty == []
+
+
+def test_no_panel_shows_a_number_that_is_none(prometheus):
+    for _, panel in panels():
+        for target in panel["targets"]:
+            for sample in answer(prometheus, target["expr"]):
+                assert sample["value"][1] != "NaN", panel["title"]
+
+
+def test_every_alert_can_be_asked(prometheus):
+    groups = prometheus.get("/api/v1/rules").json()["data"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert {rule["name"] for rule in rules} == {r.get("alert", r.get("record")) for g in RULES["groups"] for r in g["rules"]}
+    assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] not in ("ok", "unknown")] == []

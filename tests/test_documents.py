@@ -1,0 +1,54 @@
+"""What the README says is what there is: every setting, option, problem and metric."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app.api.problems import PROBLEMS
+from app.api.schemas import Options
+from app.settings import Settings
+from app.telemetry.metrics import Metrics
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def default_of(setting: str) -> str:
+    """The default as the README writes it."""
+    value = Settings.model_fields[setting].default
+    if value in ((), ""):
+        return "none"
+    return f"`{value.name}/`" if isinstance(value, Path) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@pytest.mark.parametrize("setting", Settings.model_fields)
+def test_every_setting_is_documented_with_its_default(setting):
+    rows = [row for row in README.splitlines() if row.startswith("| `POSE_") and f"`POSE_{setting.upper()}`" in row]
+    assert len(rows) == 1, f"POSE_{setting.upper()} has no row of its own in README.md"
+    names, defaults = rows[0].split("|")[1:3]
+    place = re.findall(r"`POSE_(\w+)`", names).index(setting.upper())
+    assert defaults.strip().split(", ")[place] == default_of(setting)
+
+
+def test_no_setting_is_documented_that_there_is_not():
+    assert {name.lower() for name in re.findall(r"`POSE_([A-Z_]+)`", README)} <= Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize("option", ["boxes", *Options.model_fields])
+def test_every_option_is_documented(option):
+    assert re.search(rf"^\| .*`{option}`", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", PROBLEMS)
+def test_every_problem_is_documented_with_its_status(code):
+    (row,) = [row for row in README.splitlines() if row.startswith("| ") and f"`{code}`" in row]
+    assert str(PROBLEMS[code][0]) in row.split("|")[1]
+
+
+def test_every_metric_is_documented():
+    metrics = {
+        family.name for metric in vars(Metrics()).values() if hasattr(metric, "describe") for family in metric.describe()
+    }
+    documented = set(re.findall(r"`(pose_\w+?)(?:_total)?(?:\{[^`]*)?`", README))
+    assert {name for name in metrics if name.startswith("pose_")} == documented

@@ -1,0 +1,30 @@
+"""The load tests run, on little: what they measure is not judged here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(script: str, *arguments: object) -> str:
+    ran = subprocess.run(
+        [sys.executable, ROOT / "loadtests" / script, *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+    assert "Traceback" not in ran.stderr, ran.stderr
+    return ran.stdout
+
+
+def test_load(service):
+    told = run("load.py", "--url", service.client.base_url, "--clients", 2, "--boxes", 1, "--requests", 6)
+    (row,) = [line for line in told.splitlines() if line.startswith("| 2 |")]
+    assert "| 6 |" in row
+
+
+def test_soak():
+    """Every answer of the mixture is as it must be, and no descriptor stays open."""
+    told = run("soak.py", "--pictures", 200, "--measured", 3)
+    assert "200 answered" in told
+    start, end = re.search(r"descriptors: (\d+) at the start, .* (\d+) at the end", told).groups()
+    assert int(end) <= int(start) + 4

@@ -1,0 +1,1 @@
+"""The person detector: its network, its training, its measurement and its export."""

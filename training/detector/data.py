@@ -1,0 +1,118 @@
+"""Whole photos with people's boxes, reduced and decoded once into a cache on disk that training draws from.
+
+Boxes of crowds, and boxes that may be crowds (`iscrowd`; `iscrowd_unknown` without keypoints), are areas to be ignored:
+neither people nor background. Photos in which not everyone is boxed (`persons_complete` false) are left out.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from training.data import Picture, read_pictures
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Photos:
+    """Photo i is `pixels[offsets[i]:offsets[i + 1]]`, [heights[i], widths[i], 3] BGR.
+
+    Its boxes are rows first[i] to first[i + 1] of `boxes` [M, 4] (x1, y1, x2, y2 in the reduced photo's pixels, 0 being the
+    outer edge of the first) and of `ignored` [M].
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+    heights: npt.NDArray[np.int64]
+    widths: npt.NDArray[np.int64]
+    first: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float32]
+    ignored: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.heights)
+
+    def photo(self, index: int) -> npt.NDArray[np.uint8]:
+        """The pixels of photo `index`, [H, W, 3] BGR."""
+        start, end = self.offsets[index], self.offsets[index + 1]
+        return self.pixels[start:end].reshape(self.heights[index], self.widths[index], 3)
+
+    def labels(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """The boxes [M, 4] of photo `index`, and which of them [M] are to be ignored."""
+        rows = slice(self.first[index], self.first[index + 1])
+        return self.boxes[rows], self.ignored[rows]
+
+
+def cached_photos(annotation_file: Path, cache: Path, side: int) -> Photos:
+    """The photos of a set with their longest side at most `side`; made on the first call, then mapped from disk.
+
+    Raises ValueError that names a photo that cannot be read.
+    """
+    name = f"photos-{annotation_file.parent.name}-{annotation_file.stem}-{side}"
+    index_file, pixel_file = cache / f"{name}.npz", cache / f"{name}.bin"
+    if not index_file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        _write_cache(annotation_file, index_file, pixel_file, side)
+    with np.load(index_file) as index:
+        return Photos(pixels=np.memmap(pixel_file, np.uint8, "r"), **{key: index[key] for key in index})
+
+
+def is_ignored(annotation: dict[str, Any]) -> bool:
+    """Whether a box is a crowd or may be one."""
+    unknown = annotation.get("iscrowd_unknown", False) and annotation.get("num_keypoints", 0) == 0
+    return bool(annotation.get("iscrowd", 0) or unknown)
+
+
+def _write_cache(annotation_file: Path, index_file: Path, pixel_file: Path, side: int) -> None:
+    heights, widths, offsets, first = [], [], [0], [0]
+    boxes: list[npt.NDArray[np.float64]] = []
+    ignored: list[bool] = []
+    with pixel_file.open("wb") as out:
+        for number, picture in enumerate(read_pictures(annotation_file)):
+            if not picture.image.get("persons_complete", True):
+                continue
+            pixels, places = _reduced(picture, side, smooth=number % 2 == 0)
+            out.write(pixels.tobytes())
+            heights.append(pixels.shape[0])
+            widths.append(pixels.shape[1])
+            offsets.append(offsets[-1] + pixels.size)
+            boxes.append(places)
+            ignored += [is_ignored(annotation) for annotation in picture.annotations]
+            first.append(len(ignored))
+    if not heights:
+        raise ValueError(f"{annotation_file} has no photo in which everyone is boxed")
+    temporary = index_file.with_suffix(".tmp.npz")
+    np.savez(
+        temporary,
+        heights=np.array(heights, np.int64),
+        widths=np.array(widths, np.int64),
+        offsets=np.array(offsets, np.int64),
+        first=np.array(first, np.int64),
+        boxes=np.concatenate(boxes).astype(np.float32),
+        ignored=np.array(ignored, np.bool_),
+    )
+    temporary.replace(index_file)  # last, so that an interrupted run leaves no half-made cache behind
+    log.info("%s: %d photos, %.1f GB", index_file.stem, len(heights), offsets[-1] / 1e9)
+
+
+def _reduced(picture: Picture, side: int, smooth: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
+    """The photo with its longest side at most `side`, and its boxes [M, 4] in the new pixels.
+
+    `smooth` averages pixels; otherwise it is sampled bilinearly, as the service does. Training sees half of each.
+    """
+    pixels = picture.pixels()
+    shape = np.array(pixels.shape[1::-1])
+    new = np.maximum(1, np.rint(shape * min(1.0, side / shape.max()))).astype(int)
+    if (new != shape).any():
+        way = cv2.INTER_AREA if smooth else cv2.INTER_LINEAR
+        pixels = np.asarray(cv2.resize(pixels, (int(new[0]), int(new[1])), interpolation=way), np.uint8)
+    places = np.array([annotation["bbox"] for annotation in picture.annotations], np.float64).reshape(-1, 4)
+    places[:, 2:] += places[:, :2]
+    # Boxes are given in the pixels of the JSON file's width and height; the file may hold the photo at another size.
+    given = np.array([picture.image.get("width", shape[0]), picture.image.get("height", shape[1])])
+    return pixels, places * np.tile(new / given, 2)

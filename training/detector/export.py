@@ -1,0 +1,137 @@
+"""Person detector → a model of the store: `python -m training.detector.export WEIGHTS.pth --name person-det --version 1`.
+
+One ONNX graph takes letterboxed pictures as uint8 pixels, normalises them, and gives decoded boxes and scores; choosing among
+them (NMS) is the service's (app/vision/detection.py). The graph is compared with PyTorch first.
+"""
+
+import argparse
+import hashlib
+import logging
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.inference.model_store import DetectorDescription, ModelError, load_model
+from app.inference.session import open_session
+from training.detector.augment import PAD
+from training.detector.network import MEAN, STD, STRIDES, PersonDetector, normalised
+from training.detector.train import SIDE
+from training.export import add_store_arguments, graph_of, halved_weights, patterns, without_denormals
+
+log = logging.getLogger("export")
+
+THRESHOLD = 0.3  # until training.detector.evaluate --write has measured a better one
+NMS_IOU = 0.6
+_BOX_TOLERANCE = 0.05  # pixels
+_SCORE_TOLERANCE = 1e-4
+
+
+class PixelsToBoxes(nn.Module):
+    """The detector behind its normalisation: letterboxes [N, H, W, 3] (uint8) → boxes [N, A, 4] and scores [N, A]."""
+
+    def __init__(self, model: PersonDetector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, letterboxes: Tensor) -> tuple[Tensor, Tensor]:
+        logits, boxes = self.model(normalised(letterboxes))
+        return boxes, logits.sigmoid()
+
+
+def export(weights: dict[str, Tensor], store: Path, name: str, version: str) -> Path:
+    """Write <store>/<name>/<version>/model.onnx and model.toml, and give the folder. Denormal weights become 0.
+
+    Raises ValueError for weights that are no detector's or a name that the store does not take, and ModelError where the
+    graph differs from PyTorch. Nothing is written then, so that a model already there stays whole.
+    """
+    model = detector_of(weights)
+    graph = graph_of(
+        PixelsToBoxes(model), torch.zeros((2, SIDE, SIDE, 3), dtype=torch.uint8), "letterboxes", ["boxes", "scores"]
+    )
+    _check(graph, model)
+    description = _toml(name, version, graph)
+    DetectorDescription.model_validate(tomllib.loads(description))
+    folder = store / name / version
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(graph)
+    (folder / "model.toml").write_text(description)
+    load_model(folder)
+    log.info("%s/%s: %.1f MB, equal to PyTorch", name, version, len(graph) / 1e6)
+    return folder
+
+
+def detector_of(weights: dict[str, Tensor]) -> PersonDetector:
+    """The network with these weights, in evaluation mode. Raises ValueError for weights that are no detector's."""
+    output = weights.get("outputs.0.weight")
+    if output is None:
+        raise ValueError("these are no weights of a person detector: there is no outputs.0.weight")
+    model = PersonDetector(output.shape[1]).eval()
+    try:
+        model.load_state_dict({key: without_denormals(value) for key, value in weights.items()})
+    except RuntimeError as error:
+        raise ValueError(f"these are no weights of a person detector: {error}") from error
+    return model
+
+
+def _check(graph: bytes, model: PersonDetector) -> None:
+    """Compare the graph with PyTorch on pictures, at several batch sizes."""
+    session = open_session(graph)
+    network = PixelsToBoxes(model)
+    for batch in (1, 3):
+        letterboxes = patterns(batch, SIDE, SIDE)
+        with torch.inference_mode():
+            expected = [values.numpy() for values in network(torch.from_numpy(letterboxes))]
+        found = session.run(None, {"letterboxes": letterboxes})
+        for what, ours, theirs, tolerance in zip(
+            ("boxes", "scores"), found, expected, (_BOX_TOLERANCE, _SCORE_TOLERANCE), strict=True
+        ):
+            if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-3, atol=tolerance):
+                raise ModelError(f"the exported graph's {what} differ from PyTorch's at batch {batch}")
+
+
+def _toml(name: str, version: str, graph: bytes) -> str:
+    """The text of model.toml, checked against the service's schema by load_model."""
+    return f"""# All that the service needs to know of model.onnx. CARD.md tells people the rest.
+name = "{name}"
+version = "{version}"
+network = "person detector on EfficientNet-Lite0"
+precision = "float32"
+sha256 = "{hashlib.sha256(graph).hexdigest()}"
+
+# The graph takes letterboxes as uint8 [N, height, width, 3] and normalises them: (value / 255 - mean) / std.
+[input]
+width = {SIDE}
+height = {SIDE}
+channel_order = "BGR"
+mean = {[round(MEAN / 255, 6)] * 3}
+std = {[round(STD / 255, 6)] * 3}
+
+# It gives boxes [N, candidates, 4] (x1, y1, x2, y2 in letterbox pixels) and scores [N, candidates].
+[detection]
+candidates = {sum((SIDE // stride) ** 2 for stride in STRIDES)}
+pad = {PAD}
+threshold = {THRESHOLD}
+nms_iou = {NMS_IOU}
+"""
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.detector.export", description="Make a detector of the store from weights."
+    )
+    parser.add_argument("weights", type=Path, help="weights.pth of a training run, or its checkpoint.pth")
+    add_store_arguments(parser)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    content = torch.load(arguments.weights, map_location="cpu", weights_only=True)
+    halved = halved_weights(content.get("averaged", content))
+    folder = export(halved, arguments.store, arguments.name, arguments.version)
+    torch.save(halved, folder / "weights.pth")
+
+
+if __name__ == "__main__":
+    main()
