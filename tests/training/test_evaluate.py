@@ -249,6 +249,7 @@ def test_the_same_heatmaps_are_decoded_in_every_way(coco_folder, monkeypatch, ca
         (lambda folder: (folder / "people.json").write_text("[]"), "people.json is not a COCO file"),
         (lambda folder: (folder / "people.json").write_text('{"images": [], "annotations": []}'), "people.json holds nobody"),
         (lambda folder: (folder / "boxes.json").write_text('[{"image_id": 1}]'), "boxes.json is no list of detections"),
+        (lambda folder: (folder / "boxes.json").write_text("[]"), "no box in any picture of people.json"),
         (lambda folder: (folder / "boxes.json").write_text("{"), "boxes.json is no list of detections"),
     ],
 )
