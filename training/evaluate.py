@@ -99,7 +99,7 @@ def evaluate_set(
 ) -> dict[str, Accuracy]:
     """For each way of the estimator: COCO's measures, and for boxes that are the labelled people's own the PCK@0.2.
 
-    Raises DataError where the set cannot be read or holds nobody with keypoints.
+    Raises DataError where the set cannot be read, holds nobody with keypoints, or no picture has a box.
     """
     ground_truth = read_annotations(annotation_file)
     if not any(annotation.get("num_keypoints", 0) for annotation in ground_truth["annotations"]):
@@ -120,6 +120,8 @@ def evaluate_set(
                 so_far.results.extend(_as_results(picture, keypoints, boxes))
                 if boxes_of is labelled_boxes:
                     so_far.hits.append(np.concatenate([[], *torso_hits(labelled_people(picture)[0], keypoints)]).astype(bool))
+    if not ways:
+        raise DataError(f"there is no box in any picture of {annotation_file}")
     return {way: _accuracy(ground_truth, found) for way, found in ways.items()}
 
 
