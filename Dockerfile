@@ -1,5 +1,7 @@
 # syntax=docker/dockerfile:1
 FROM python:3.13-slim AS builder
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore uv==0.13.9
 COPY requirements/service.txt .
@@ -7,10 +9,13 @@ RUN --mount=type=cache,target=/root/.cache \
     uv venv --no-project /opt/venv && \
     VIRTUAL_ENV=/opt/venv uv pip install --link-mode=copy --no-deps --require-hashes --only-binary=:all: \
         --compile-bytecode -r service.txt
-# What the service never imports: tests, OpenCV's cascades, ONNX Runtime's converters.
+# What the service never loads: tests, OpenCV's cascades, ONNX Runtime's converters and its library for C (the module for Python
+# holds it once more), symbols for debuggers.
 WORKDIR /opt/venv/lib/python3.13/site-packages
 RUN rm -rf cv2/data/*.xml onnxruntime/transformers onnxruntime/quantization onnxruntime/tools onnxruntime/datasets && \
-    find . -type d -name tests -prune -exec rm -rf {} +
+    rm -f onnxruntime/capi/libonnxruntime.so.* && \
+    find . -type d -name tests -prune -exec rm -rf {} + && \
+    strip --strip-unneeded uvloop/*.so httptools/parser/*.so
 
 FROM python:3.13-slim
 LABEL org.opencontainers.image.title="LPN pose service" \

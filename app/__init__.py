@@ -1,3 +1,8 @@
 """The LPN pose service: a picture and people's boxes in, COCO keypoints out."""
 
+import os
+
 __version__ = "0.1.0"
+
+# ONNX Runtime tells its maker of every start and model unless this stands in the environment before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,6 +1,10 @@
 """The one thread rule: cores are counted by affinity and by the cgroup's quota, of either version."""
 
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import pytest
@@ -80,3 +84,16 @@ def test_the_memory_limit_of_either_kind_of_cgroup_counts_up_to_the_machines(tmp
 def test_no_limit_of_cgroup_v2_is_the_machines_memory(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     assert usable_memory(tmp_path) == usable_memory(tmp_path / "nowhere")
+
+
+def test_onnx_runtime_tells_nobody_of_us(tmp_path):
+    """Where it did, it would leave the name it gave this machine under the home folder."""
+    environment = {name: value for name, value in os.environ.items() if not re.match("CI$|ORT_|GITHUB_|XDG_", name)}
+    root = Path(__file__).parents[2]
+    model = "pathlib.Path('model_store/lpn50/1/model.onnx').read_bytes()"
+    open_it = f"import pathlib, app.inference.session as session; session.open_session({model})"
+    ran = subprocess.run(
+        [sys.executable, "-c", open_it], cwd=root, env=environment | {"HOME": str(tmp_path)}, capture_output=True
+    )
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert list(tmp_path.rglob("*")) == []
