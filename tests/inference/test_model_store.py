@@ -172,7 +172,7 @@ def golden(folder) -> Path:
     shutil.copy(ROOT / "training/golden.png", folder / "golden.png")
     if "[golden]" not in (folder / "model.toml").read_text():
         crop = cv2.imread(str(folder / "golden.png"))
-        rows = PoseModel.load(folder).plain.run(crop[None]).values[0].round(2).tolist()
+        rows = PoseModel.load(folder).plain.run(crop[None]).values[0, :, :3].round(2).tolist()
         edit(folder, lambda text: f"{text}\n[golden]\nrows = {rows}\n")
     return folder
 
