@@ -12,18 +12,21 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from prometheus_client import Histogram
 
 from app.telemetry.metrics import Metrics
 
 DOCKER = Path(__file__).parents[2] / "docker"
 DASHBOARDS = sorted((DOCKER / "grafana/dashboards").glob("*.json"))
 RULES = yaml.safe_load((DOCKER / "prometheus/rules.yml").read_text())
+METRICS = [metric for metric in vars(Metrics()).values() if hasattr(metric, "describe")]
 BOX = "295,15,545,595"
 JPEG = {"Content-Type": "image/jpeg"}
 
 
 def panels() -> list[tuple[str, dict]]:
-    return [(file.stem, panel) for file in DASHBOARDS for panel in json.loads(file.read_text())["panels"]]
+    every = [(file.stem, panel) for file in DASHBOARDS for panel in json.loads(file.read_text())["panels"]]
+    return [(name, panel) for name, panel in every if panel["type"] != "row"]
 
 
 def queries() -> Iterator[tuple[str, str]]:
@@ -40,10 +43,9 @@ def told() -> set[str]:
     """Every sample name that the service, Prometheus itself and the recording rules tell."""
     names = {"up"} | {rule["record"] for group in RULES["groups"] for rule in group["rules"] if "record" in rule}
     kinds = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
-    for metric in vars(Metrics()).values():
-        if hasattr(metric, "describe"):
-            for family in metric.describe():
-                names |= {family.name + suffix for suffix in kinds[family.type]}
+    for metric in METRICS:
+        for family in metric.describe():
+            names |= {family.name + suffix for suffix in kinds[family.type]}
     return names | {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"}
 
 
@@ -64,6 +66,16 @@ def test_a_query_asks_for_metrics_that_there_are(where, expression):
     assert names <= told(), where
 
 
+@pytest.mark.parametrize(("where", "expression"), list(queries()))
+def test_a_query_asks_for_labels_that_there_are(where, expression):
+    labels = {"job", "instance", "le", "__name__", *(name for metric in METRICS for name in metric._labelnames)}
+    named = re.findall(r"(\w+)=~?\"", expression)
+    grouped = re.findall(r"\b(?:by|without|on|group_left|group_right) ?\(([^)]*)\)", expression)
+    assert {*named, *(name for names in grouped for name in re.findall(r"\w+", names))} <= labels, where
+    edges = {str(edge) for metric in METRICS if isinstance(metric, Histogram) for edge in metric._upper_bounds}
+    assert set(re.findall(r'\ble="([^"]*)"', expression)) <= edges, where
+
+
 @pytest.mark.parametrize(("dashboard", "panel"), panels())
 def test_a_panel_names_its_metric_and_says_what_it_means(dashboard, panel):
     assert re.search(r"\b(pose|process)_\w+|\bup\b", panel["description"]), panel["title"]
@@ -75,7 +87,9 @@ def test_dashboards_link_to_each_other_and_choose_instances_and_models():
     for file in DASHBOARDS:
         board = json.loads(file.read_text())
         assert board["links"][0]["tags"] == board["tags"] == ["pose"]
-        assert {variable["name"] for variable in board["templating"]["list"]} == {"instance", "model"}
+        variables = {variable["name"] for variable in board["templating"]["list"]}
+        assert variables >= {"instance", "model"}
+        assert set(re.findall(r"\$([a-z]+)", json.dumps(board["panels"]))) <= variables
 
 
 def test_alerts_say_what_to_do():
@@ -146,7 +160,7 @@ def prometheus(start_service, t_pose, tmp_path_factory) -> Iterator[httpx.Client
 
 
 def answer(prometheus: httpx.Client, expression: str) -> list:
-    for variable, value in (("$__rate_interval", "10s"), ("$instance", ".*"), ("$model", ".*")):
+    for variable, value in (("$__rate_interval", "10s"), ("$instance", ".*"), ("$model", ".*"), ("$stage", ".*")):
         expression = expression.replace(variable, value)
     return prometheus.get("/api/v1/query", params={"query": expression}).raise_for_status().json()["data"]["result"]
 
