@@ -1,23 +1,34 @@
-"""Augmented training crops: random geometry and colour, one affine warp a person. Deterministic by its generator."""
+"""Augmented training crops: what changes is drawn for a whole batch at once, then done by OpenCV or by training/device.py.
+
+Deterministic by the generator. Both ways of doing it take the same drawn changes, so that they show the same crops.
+"""
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
 
 from training.data import People
 from training.keypoints import MIRROR
+from training.schedule import Members
+
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 
 _HALF_BODIES = (np.arange(17) < 11, np.arange(17) >= 11)
 
 
-@dataclass(frozen=True, slots=True)
-class Augmentation:
-    """How far crops are changed. Zeros mean: not at all."""
+class Augmentation(BaseModel):
+    """How far crops are changed: [augmentation] of a config. Zeros mean: not at all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rotation: float = 30.0  # standard deviation in degrees, cut at twice that
     rotated: float = 0.6  # share of crops that are rotated
+    turned: float = 0.0  # share of crops that are turned to any angle
     scale: float = 0.25  # crops show between 1 - scale and 1 + scale of the padded box
     shift: float = 0.06  # standard deviation, as a share of the padded box
     stretch: float = 0.08  # of the width against the height
@@ -27,96 +38,211 @@ class Augmentation:
     contrast: float = 0.25
     colour: float = 0.1  # gain of each channel
     grey: float = 0.05
+    occluded: float = 0.0  # share of crops with a rectangle of one colour over them
+    pasted: float = 0.0  # share of crops with a part of somebody else of the batch over them
+    reduced: float = 0.0  # share of crops that are reduced 2 to 4 times and enlarged again
+    blurred: float = 0.0
+    jpeg: float = 0.0  # share of crops with JPEG's artefacts
+
+    @classmethod
+    def none(cls) -> "Augmentation":
+        """Crops as the service cuts them."""
+        return cls(**dict.fromkeys(cls.model_fields, 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """Changes of colour: (value - 128) · gain [N, 3] + 128 + offset [N]; before it, some crops [N] become grey."""
+
+    gains: Float64
+    offsets: Float64
+    grey: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What becomes of a batch of N people, in pixels of the crops; where a change is not made its row is zero."""
+
+    height: int
+    width: int
+    affines: Float64  # [N, 2, 3] from the cached crop
+    donors: npt.NDArray[np.int64]  # [N] who in the batch is pasted over, -1: nobody
+    donor_affines: Float64  # [N, 2, 3] from the donor's cached crop
+    ellipses: Float64  # [N, 4]: what is seen of the donor: centre x, y and half axes
+    rectangles: Float64  # [N, 4]: x1, y1, x2, y2
+    rectangle_colours: Float64  # [N, 3]
+    colours: Colours
+    reductions: npt.NDArray[np.int64]  # [N] 2, 3 or 4
+    blurs: Float64  # [N] standard deviations
+    jpeg_qualities: npt.NDArray[np.int64]  # [N]
+    keypoints: Float32  # [N, 17, 2]
+    weights: Float32  # [N, 17], 0 outside or unlabelled
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Crops [N, H, W, 3] (uint8 BGR), keypoints [N, 17, 2] in crop pixels, weights [N, 17] (0 outside or unlabelled)."""
 
-    crops: npt.NDArray[np.uint8]
-    keypoints: npt.NDArray[np.float32]
-    weights: npt.NDArray[np.float32]
+    crops: UInt8
+    keypoints: Float32
+    weights: Float32
 
 
 def augmented_batch(
-    sets: list[People],
-    members: list[tuple[int, int]],
-    height: int,
-    augmentation: Augmentation,
-    rng: np.random.Generator,
+    sets: list[People], members: Members, height: int, augmentation: Augmentation, rng: np.random.Generator
 ) -> Batch:
     """One batch of crops, `height` high and ¾ as wide, of `members` (set, index)."""
-    width = height * 3 // 4
-    crops = np.empty((len(members), height, width, 3), np.uint8)
-    keypoints = np.empty((len(members), 17, 2), np.float32)
-    weights = np.empty((len(members), 17), np.float32)
-    for i, (which, index) in enumerate(members):
-        people = sets[which]
-        joints, trust = people.keypoints[index], people.weights[index]
-        centre, size = people.centres[index], people.sizes[index]
-        if rng.random() < augmentation.half_body:
-            centre, size = _half_body(joints, trust, centre, size, rng)
-        affine, mirrored = _random_affine(centre, size, width, height, augmentation, rng)
-        crop = cv2.warpAffine(people.crop(index), affine, (width, height), flags=cv2.INTER_LINEAR)
-        crops[i] = recoloured(np.asarray(crop, np.uint8), augmentation, rng)
-        joints = joints @ affine[:, :2].T.astype(np.float32) + affine[:, 2].astype(np.float32)
-        if mirrored:
-            joints, trust = joints[MIRROR], trust[MIRROR]
-        inside = (joints > -0.5).all(1) & (joints < [width - 0.5, height - 0.5]).all(1)
-        keypoints[i], weights[i] = joints, trust * inside
-    return Batch(crops, keypoints, weights)
+    changes = drawn_changes(sets, members, height, augmentation, rng)
+    return Batch(changed_crops(sets, members, changes), changes.keypoints, changes.weights)
+
+
+def drawn_changes(
+    sets: list[People], members: Members, height: int, augmentation: Augmentation, rng: np.random.Generator
+) -> Changes:
+    """What is to become of `members` in crops `height` high and ¾ as wide, and where their joints come to lie."""
+    n, width = len(members), height * 3 // 4
+    joints = np.stack([sets[which].keypoints[index] for which, index in members]).astype(np.float64)
+    weights = np.stack([sets[which].weights[index] for which, index in members])
+    centres = np.stack([sets[which].centres[index] for which, index in members]).astype(np.float64)
+    sizes = np.stack([sets[which].sizes[index] for which, index in members]).astype(np.float64)
+    for person in np.flatnonzero(_some(n, augmentation.half_body, rng)):
+        centres[person], sizes[person] = _half_body(joints[person], weights[person], centres[person], sizes[person], rng)
+    affines, mirrored = _random_affines(centres, sizes, width, height, augmentation, rng)
+    donors, donor_affines, ellipses = _random_pastes(joints, weights, sizes, width, height, augmentation, rng)
+    joints = joints @ affines[:, :, :2].transpose(0, 2, 1) + affines[:, None, :, 2]
+    joints[mirrored], weights[mirrored] = joints[mirrored][:, MIRROR], weights[mirrored][:, MIRROR]
+    inside = ((joints > -0.5) & (joints < [width - 0.5, height - 0.5])).all(axis=2)
+    corners = rng.uniform([0, 0], [width, height], (n, 2))
+    sides = rng.uniform(0.1, 0.4, (n, 2)) * [width, height]
+    rectangles = np.hstack([corners - sides / 2, corners + sides / 2]) * _some(n, augmentation.occluded, rng)[:, None]
+    return Changes(
+        height=height,
+        width=width,
+        affines=affines,
+        donors=donors,
+        donor_affines=donor_affines,
+        ellipses=ellipses,
+        rectangles=rectangles,
+        rectangle_colours=rng.uniform(0, 255, (n, 3)),
+        colours=_random_colours(n, augmentation, rng),
+        reductions=rng.integers(2, 5, n) * _some(n, augmentation.reduced, rng),
+        blurs=rng.uniform(0.4, 1.6, n) * height / 256 * _some(n, augmentation.blurred, rng),
+        jpeg_qualities=rng.integers(25, 76, n) * _some(n, augmentation.jpeg, rng),
+        keypoints=joints.astype(np.float32),
+        weights=weights * inside,
+    )
+
+
+def _some(count: int, share: float, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    return rng.random(count) < share
 
 
 def _half_body(
-    joints: npt.NDArray[np.float32],
-    trust: npt.NDArray[np.float32],
-    centre: npt.NDArray[np.float32],
-    size: npt.NDArray[np.float32],
-    rng: np.random.Generator,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    joints: Float64, weights: Float32, centre: Float64, size: Float64, rng: np.random.Generator
+) -> tuple[Float64, Float64]:
     """The area around the labelled joints of the upper or the lower body, or the whole where fewer than 4 are labelled."""
-    seen = joints[(trust > 0) & _HALF_BODIES[rng.integers(2)]]
+    seen = joints[(weights > 0) & _HALF_BODIES[rng.integers(2)]]
     if len(seen) < 4:
         return centre, size
     low, high = seen.min(0), seen.max(0)
-    spread = np.maximum(high - low, 1) * np.float32(1.5 * 1.25)
+    spread = np.maximum(high - low, 1) * (1.5 * 1.25)
     height = max(spread[1], spread[0] / 0.75)
     if height >= size[1]:
         return centre, size
-    return (low + high) / 2, np.array([height * 0.75, height], np.float32)
+    return (low + high) / 2, np.array([height * 0.75, height])
 
 
-def _random_affine(
-    centre: npt.NDArray[np.float32],
-    size: npt.NDArray[np.float32],
+def _random_affines(
+    centres: Float64, sizes: Float64, width: int, height: int, augmentation: Augmentation, rng: np.random.Generator
+) -> tuple[Float64, npt.NDArray[np.bool_]]:
+    """Random affines [N, 2, 3] from the cached crops to the new ones, and which of them mirror."""
+    n = len(centres)
+    zoom = width / sizes[:, 0] / rng.uniform(1 - augmentation.scale, 1 + augmentation.scale, n)
+    stretch = np.exp(rng.uniform(-augmentation.stretch, augmentation.stretch, n) / 2)
+    degrees = np.clip(rng.normal(0, 1, n), -2, 2) * augmentation.rotation * _some(n, augmentation.rotated, rng)
+    degrees = np.where(_some(n, augmentation.turned, rng), rng.uniform(-180, 180, n), degrees)
+    mirrored = _some(n, augmentation.mirrored, rng)
+    shifts = rng.normal(0, 1, (n, 2)) * augmentation.shift * sizes
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    linear = (
+        np.array([[cos, -sin], [sin, cos]]).transpose(2, 0, 1) * np.stack([zoom * stretch, zoom / stretch], 1)[:, :, None]
+    )
+    linear[mirrored, 0] *= -1
+    offsets = np.array([width, height]) / 2 - (linear @ (centres + shifts)[:, :, None])[:, :, 0]
+    return np.concatenate([linear, offsets[:, :, None]], axis=2), mirrored
+
+
+def _random_pastes(
+    joints: Float64,
+    weights: Float32,
+    sizes: Float64,
     width: int,
     height: int,
     augmentation: Augmentation,
     rng: np.random.Generator,
-) -> tuple[npt.NDArray[np.float64], bool]:
-    """A random affine [2, 3] from the picture to the crop, and whether it mirrors."""
-    zoom = width / size[0] / rng.uniform(1 - augmentation.scale, 1 + augmentation.scale)
-    stretch = np.exp(rng.uniform(-augmentation.stretch, augmentation.stretch) / 2)
-    angle = 0.0
-    if rng.random() < augmentation.rotated:
-        angle = np.deg2rad(np.clip(rng.normal(0, augmentation.rotation), *np.array([-2, 2]) * augmentation.rotation))
-    mirrored = bool(rng.random() < augmentation.mirrored)
-    shift = rng.normal(0, augmentation.shift, 2) * size
-    cos, sin = np.cos(angle), np.sin(angle)
-    linear = np.diag([zoom * stretch, zoom / stretch]) @ np.array([[cos, -sin], [sin, cos]])
-    if mirrored:
-        linear = np.diag([-1.0, 1.0]) @ linear
-    offset = np.array([width, height]) / 2 - linear @ (centre + shift)
-    return np.hstack([linear, offset[:, None]]), mirrored
+) -> tuple[npt.NDArray[np.int64], Float64, Float64]:
+    """Who of the batch is pasted over whom [N], by which affines [N, 2, 3], and the ellipses [N, 4] that are seen.
+
+    A labelled joint of the donor comes to lie in the middle of an ellipse, which is anywhere in the crop.
+    """
+    n = len(joints)
+    pasted = _some(n, augmentation.pasted, rng) & (n > 1)
+    others = (np.arange(n) + rng.integers(1, max(2, n), n)) % n
+    shown = np.argmax((weights[others] > 0) * rng.random(weights.shape), axis=1)
+    zoom = width / sizes[others, 0] * rng.uniform(0.6, 1.4, n)
+    middles = rng.uniform([0, 0], [width, height], (n, 2))
+    axes = rng.uniform(0.08, 0.25, (n, 2)) * height
+    affines = np.zeros((n, 2, 3))
+    affines[:, 0, 0] = affines[:, 1, 1] = zoom
+    affines[:, :, 2] = middles - zoom[:, None] * joints[others, shown]
+    return np.where(pasted, others, -1), affines, np.hstack([middles, axes])
 
 
-def recoloured(crop: npt.NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Random gain, offset and channel gains through one table a channel; now and then grey."""
-    contrast = rng.uniform(1 - augmentation.contrast, 1 + augmentation.contrast)
-    gains = contrast * rng.uniform(1 - augmentation.colour, 1 + augmentation.colour, 3)
-    offset = 255 * rng.uniform(-augmentation.brightness, augmentation.brightness)
+def _random_colours(n: int, augmentation: Augmentation, rng: np.random.Generator) -> Colours:
+    contrasts = rng.uniform(1 - augmentation.contrast, 1 + augmentation.contrast, (n, 1))
+    gains = contrasts * rng.uniform(1 - augmentation.colour, 1 + augmentation.colour, (n, 3))
+    offsets = 255 * rng.uniform(-augmentation.brightness, augmentation.brightness, n)
+    return Colours(gains, offsets, _some(n, augmentation.grey, rng))
+
+
+def changed_crops(sets: list[People], members: Members, changes: Changes) -> UInt8:
+    """The crops [N, H, W, 3] of `members`, by OpenCV."""
+    width, height = size = (changes.width, changes.height)
+    crops = np.empty((len(members), height, width, 3), np.uint8)
+    for i, (which, index) in enumerate(members):
+        crop = cv2.warpAffine(sets[which].crop(index), changes.affines[i], size, flags=cv2.INTER_LINEAR)
+        if changes.donors[i] >= 0:
+            donor_set, donor_index = members[changes.donors[i]]
+            other = sets[donor_set].crop(donor_index)
+            donor = cv2.warpAffine(other, changes.donor_affines[i], size, flags=cv2.INTER_LINEAR)
+            mask = np.zeros((height, width), np.uint8)
+            x, y, across, down = np.rint(changes.ellipses[i]).astype(int).tolist()
+            cv2.ellipse(mask, (x, y), (across, down), 0, 0, 360, 1, cv2.FILLED)
+            cv2.copyTo(donor, mask, crop)
+        x1, y1, x2, y2 = np.clip(np.rint(changes.rectangles[i]), 0, None).astype(int)
+        crop[y1:y2, x1:x2] = changes.rectangle_colours[i]
+        crop = _recoloured(np.asarray(crop, np.uint8), changes.colours, i)
+        if changes.reductions[i]:
+            small = (width // changes.reductions[i], height // changes.reductions[i])
+            crop = np.asarray(cv2.resize(cv2.resize(crop, small, interpolation=cv2.INTER_AREA), size), np.uint8)
+        if changes.blurs[i]:
+            crop = np.asarray(cv2.GaussianBlur(crop, (7, 7), changes.blurs[i]), np.uint8)
+        if changes.jpeg_qualities[i]:
+            quality = [cv2.IMWRITE_JPEG_QUALITY, int(changes.jpeg_qualities[i])]
+            crop = np.asarray(cv2.imdecode(cv2.imencode(".jpg", crop, quality)[1], cv2.IMREAD_COLOR), np.uint8)
+        crops[i] = crop
+    return crops
+
+
+def recoloured(crop: UInt8, augmentation: Augmentation, rng: np.random.Generator) -> UInt8:
+    """A picture [H, W, 3] with random gain, offset and channel gains; now and then grey."""
+    return _recoloured(crop, _random_colours(1, augmentation, rng), 0)
+
+
+def _recoloured(crop: UInt8, colours: Colours, index: int) -> UInt8:
+    """Through one table a channel."""
     levels = np.arange(256)[:, None]
-    table = np.clip((levels - 128) * gains + 128 + offset, 0, 255).astype(np.uint8)
-    if rng.random() < augmentation.grey:
+    table = np.clip((levels - 128) * colours.gains[index] + 128 + colours.offsets[index], 0, 255).astype(np.uint8)
+    if colours.grey[index]:
         crop = np.asarray(cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR), np.uint8)
     return np.asarray(cv2.LUT(crop, table[None]), np.uint8)

@@ -6,9 +6,12 @@ optional fields of an annotation are read: `labels` and `keypoint_weights` [17],
 
 import json
 import logging
+import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.vision import box
-from training.files import DataError
+from training.files import DataError, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -109,35 +112,60 @@ class People:
 
 
 def cached_people(annotation_file: Path, cache: Path, height: int) -> People:
-    """The labelled people of a set, cropped for networks of input `height`; made on the first call, then mapped from disk."""
+    """The labelled people of a set, cropped for networks of input `height`; made on the first call, then mapped from disk.
+
+    Raises DataError.
+    """
     name = f"{annotation_file.parent.name}-{annotation_file.stem}-{height}"
     index_file, pixel_file = cache / f"{name}.npz", cache / f"{name}.bin"
     if not index_file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         _write_cache(annotation_file, index_file, pixel_file, height)
-    with np.load(index_file) as index:
-        return People(pixels=np.memmap(pixel_file, np.uint8, "r"), **{key: index[key] for key in index})
+    try:
+        with np.load(index_file) as index:
+            people = People(pixels=np.memmap(pixel_file, np.uint8, "r"), **{key: index[key] for key in index})
+        whole = len(people.pixels) == people.offsets[-1]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        whole = False
+    if not whole:
+        raise DataError(f"{index_file} and {pixel_file.name} do not belong together: delete both, and they are made anew")
+    return people
 
 
 def _write_cache(annotation_file: Path, index_file: Path, pixel_file: Path, height: int) -> None:
     columns: dict[str, list[Any]] = {key: [] for key in ("heights", "widths", "centres", "sizes", "keypoints", "weights")}
     offsets = [0]
-    with pixel_file.open("wb") as out:
-        for picture in read_pictures(annotation_file):
-            whole = picture.pixels()
-            for annotation in picture.annotations:
-                if annotation.get("num_keypoints", 0) == 0 or annotation.get("iscrowd", 0):
-                    continue
-                pixels, row = _cut_out(whole, annotation, height)
+
+    def cut_outs(picture: Picture) -> list[tuple[npt.NDArray[np.uint8], dict[str, Any]]]:
+        labelled = [a for a in picture.annotations if a.get("num_keypoints", 0) > 0 and not a.get("iscrowd", 0)]
+        whole = picture.pixels() if labelled else np.zeros((0, 0, 3), np.uint8)
+        return [_cut_out(whole, annotation, height) for annotation in labelled]
+
+    threads = len(os.sched_getaffinity(0))
+    with whole_file(pixel_file) as out, ThreadPoolExecutor(threads) as pool:
+        for people in in_order(pool, cut_outs, read_pictures(annotation_file), 2 * threads):
+            for pixels, row in people:
                 out.write(pixels.tobytes())
                 offsets.append(offsets[-1] + pixels.size)
                 for key, value in row.items():
                     columns[key].append(value)
+        if len(offsets) == 1:
+            raise DataError(f"{annotation_file} holds nobody with keypoints")
     arrays = {key: np.asarray(values) for key, values in columns.items()}
-    temporary = index_file.with_suffix(".tmp.npz")
-    np.savez(temporary, offsets=np.asarray(offsets), **arrays)  # type: ignore[arg-type]
-    temporary.replace(index_file)  # last, so that an interrupted run leaves no half-made cache behind
+    with whole_file(index_file) as out:  # last, so that an interrupted run leaves no half-made cache behind
+        np.savez(out, offsets=np.asarray(offsets), **arrays)  # type: ignore[arg-type]
     log.info("%s: %d people, %.1f GB of crops", index_file.stem, len(offsets) - 1, offsets[-1] / 1e9)
+
+
+def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
+    """As pool.map, but at most `ahead` items are taken before their turn, where pool.map would take all at once."""
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _cut_out(

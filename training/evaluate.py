@@ -9,8 +9,7 @@ Pictures go through the service's own code, or with --server through a running s
 import argparse
 import json
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from app.inference.pose import PoseModel, person_scores
 from app.inference.session import take_one_thread_each
 from app.vision import box
 from training.accuracy import Accuracy, decoder_table, record, share_draws, table
-from training.data import ASPECT, Picture, read_annotations, read_pictures
+from training.data import ASPECT, Picture, in_order, read_annotations, read_pictures
 from training.estimators import FLIPPED, PLAIN, Estimator, all_decoders, decoder_of, local_estimator, server_estimator
 from training.files import DataError
 from training.oks import evaluate_results, suppress_twins
@@ -100,7 +99,7 @@ def evaluate_set(
 ) -> dict[str, Accuracy]:
     """For each way of the estimator: COCO's measures, and for boxes that are the labelled people's own the PCK@0.2.
 
-    Raises DataError where the set cannot be read or holds nobody with keypoints.
+    Raises DataError where the set cannot be read, holds nobody with keypoints, or no picture has a box.
     """
     ground_truth = read_annotations(annotation_file)
     if not any(annotation.get("num_keypoints", 0) for annotation in ground_truth["annotations"]):
@@ -121,6 +120,8 @@ def evaluate_set(
                 so_far.results.extend(_as_results(picture, keypoints, boxes))
                 if boxes_of is labelled_boxes:
                     so_far.hits.append(np.concatenate([[], *torso_hits(labelled_people(picture)[0], keypoints)]).astype(bool))
+    if not ways:
+        raise DataError(f"there is no box in any picture of {annotation_file}")
     return {way: _accuracy(ground_truth, found) for way, found in ways.items()}
 
 
@@ -157,17 +158,6 @@ def torso_hits(people: list[dict[str, Any]], keypoints: Float64) -> list[npt.NDA
                 hits.append(np.linalg.norm(found[:, :2] - labels[:, :2], axis=1)[labelled] <= 0.2 * torso)
                 break
     return hits
-
-
-def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
-    """As pool.map, but at most `ahead` items are taken before their turn, where pool.map would take all at once."""
-    waiting: deque[Any] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _shown(results: Iterable[Any], annotation_file: Path) -> Iterable[Any]:

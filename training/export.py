@@ -26,7 +26,7 @@ from app.inference.session import open_session
 from app.vision import heatmap
 from training.keypoints import MIRROR, NAMES, SKELETON
 from training.lpn import HEATMAP_STRIDE, LPN, depth_of
-from training.train import MEAN, STD, normalised
+from training.pixels import MEAN, STD, normalised
 
 log = logging.getLogger("export")
 

@@ -5,37 +5,20 @@
 
 import argparse
 import logging
-import pickle
 import sys
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from app.inference.model_store import ModelError
 from training.export import add_store_arguments, export
-from training.lpn import LPN, depth_of
+from training.weights import check_weights, read_content
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
     """The weights in a checkpoint of the authors. Raises ValueError that says in one line why the file is none."""
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"it cannot be read ({error.strerror})") from error
-    except (ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError("PyTorch finds no weights in it") from error
-    if not isinstance(weights, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
-        raise ValueError("it is no table of named tensors")
-    depth = depth_of(weights)
-    expected = LPN(depth).state_dict()
-    missing, strange = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    if missing or strange:
-        example = min(missing or strange)
-        raise ValueError(f"of an LPN-{depth}, {len(missing)} tensors are missing and {len(strange)} are strange: {example}")
-    for name, tensor in expected.items():
-        if weights[name].shape != tensor.shape:
-            raise ValueError(f"{name} has the shape {list(weights[name].shape)} and not {list(tensor.shape)}")
+    weights: dict[str, Tensor] = read_content(file)
+    check_weights(weights)
     return weights
 
 

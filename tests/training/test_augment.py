@@ -6,7 +6,7 @@ import pytest
 from training.augment import Augmentation, augmented_batch
 from training.data import People
 
-STILL = Augmentation(**dict.fromkeys(Augmentation.__dataclass_fields__, 0.0))
+STILL = Augmentation.none()
 
 
 def _person(keypoints):
@@ -39,8 +39,9 @@ def _brightest_near(crop, place):
 def test_keypoints_stay_on_their_pixels(seed):
     rows, columns = np.divmod(np.arange(17), 4)
     keypoints = np.stack([60 + 55 * columns, 50 + 70 * rows], axis=1)  # far enough apart to be told from each other
-    moved = Augmentation(**{**{f: getattr(STILL, f) for f in Augmentation.__dataclass_fields__}, "rotation": 30.0,
-                            "rotated": 1.0, "scale": 0.2, "shift": 0.05, "stretch": 0.1, "mirrored": 0.5})  # fmt: skip
+    moved = STILL.model_copy(
+        update={"rotation": 30.0, "rotated": 1.0, "scale": 0.2, "shift": 0.05, "stretch": 0.1, "mirrored": 0.5}
+    )
     batch = augmented_batch([_person(keypoints)], [(0, 0)], 256, moved, np.random.default_rng(seed))
     inner = (batch.keypoints[0] > 8).all(1) & (batch.keypoints[0] < [183, 247]).all(1)
     assert inner.sum() > 5
@@ -53,7 +54,7 @@ def test_a_mirrored_crop_swaps_left_and_right():
     keypoints = np.full((17, 2), 150.0)
     keypoints[:, 1] = 20 * np.arange(17) + 20
     keypoints[9], keypoints[10] = [50, 100], [250, 300]
-    mirrored = Augmentation(**{**dict.fromkeys(Augmentation.__dataclass_fields__, 0.0), "mirrored": 1.0})
+    mirrored = STILL.model_copy(update={"mirrored": 1.0})
     plain = augmented_batch([_person(keypoints)], [(0, 0)], 256, STILL, np.random.default_rng(0)).keypoints[0]
     turned = augmented_batch([_person(keypoints)], [(0, 0)], 256, mirrored, np.random.default_rng(0)).keypoints[0]
     np.testing.assert_allclose(turned[9], [192 - plain[10, 0], plain[10, 1]], atol=1e-3)

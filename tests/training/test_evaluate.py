@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from app.inference.pose import PoseModel
-from training import accuracy, evaluate, oks
+from training import accuracy, evaluate, oks, sheet
 from training.data import Picture
 from training.estimators import decoder_of, local_estimator, server_estimator
 
@@ -119,7 +119,7 @@ def coco_folder(tmp_path_factory):
     box = [60.0, 10.0, 250.0, 360.0]
     clipped = [60.0, 10.0, 249.0, 359.0]
     crops = model.cut(cv2.imread(str(photo)), np.array([clipped]))
-    joints = model.to_picture(model.plain.run(crops.pixels).values, crops)[0]
+    joints = model.to_picture(model.plain.run(crops.pixels).values, crops)[0, :, :3]
     joints[:, 2] = 2
     person = {"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 45000.0, "iscrowd": 0}
     person |= {"num_keypoints": 17, "keypoints": joints.ravel().tolist()}
@@ -249,6 +249,7 @@ def test_the_same_heatmaps_are_decoded_in_every_way(coco_folder, monkeypatch, ca
         (lambda folder: (folder / "people.json").write_text("[]"), "people.json is not a COCO file"),
         (lambda folder: (folder / "people.json").write_text('{"images": [], "annotations": []}'), "people.json holds nobody"),
         (lambda folder: (folder / "boxes.json").write_text('[{"image_id": 1}]'), "boxes.json is no list of detections"),
+        (lambda folder: (folder / "boxes.json").write_text("[]"), "no box in any picture of people.json"),
         (lambda folder: (folder / "boxes.json").write_text("{"), "boxes.json is no list of detections"),
     ],
 )
@@ -263,3 +264,13 @@ def test_a_bad_file_is_named_in_one_line(coco_folder, tmp_path, monkeypatch, spo
         evaluate.main()
     assert named in ended.value.code
     assert "\n" not in ended.value.code
+
+
+def test_a_sheet_shows_people_with_their_similarity(coco_folder, tmp_path, monkeypatch):
+    out = tmp_path / "sheet.jpg"
+    command = ["sheet", "--store", str(STORED.parents[1]), "--annotations", str(coco_folder / "people.json")]
+    monkeypatch.setattr("sys.argv", [*command, "--images", str(coco_folder / "images"), "--out", str(out)])
+    sheet.main()
+    assert cv2.imread(str(out)).shape == (256, 6 * 192, 3)
+    people = sheet.people_of(PoseModel.load(STORED), coco_folder / "people.json", coco_folder / "images")
+    assert [round(person.similarity, 3) for person in people] == [1.0]  # the labels are what the model found

@@ -189,7 +189,7 @@ def test_the_shipped_model_is_what_its_weights_give():
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     with np.load(REFERENCE / "parity.npz") as content:
         crops = content["crop_bgr_u8"][:2]
-    from training.train import normalised
+    from training.pixels import normalised
 
     with torch.inference_mode():
         expected = model(normalised(torch.from_numpy(crops))).numpy()

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from app.vision import box, heatmap
 from training.keypoints import MIRROR
 from training.lpn import LPN, DepthwiseConv, GroupedUpsampling, depth_of
-from training.train import normalised
+from training.pixels import normalised
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
 

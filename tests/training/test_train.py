@@ -1,15 +1,26 @@
 """The trainer on a tiny set: it learns, it goes on where it stopped, and gives the same weights either way."""
 
 import json
+import resource
+import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from training import train
+from training.config import Config
 from training.data import cached_people
-from training.train import Config, epoch_order, heatmap_loss, main, target_heatmaps
+from training.files import DataError, write_whole
+from training.loss import heatmap_loss, target_heatmaps
+from training.lpn import LPN
+from training.schedule import epoch_order
+from training.train import main
 
 CONFIG = """
 seed = 3
@@ -57,8 +68,8 @@ def data(tmp_path_factory):
     return folder
 
 
-def _run(data, tmp_path, monkeypatch, name, *more):
-    (tmp_path / "config.toml").write_text(CONFIG)
+def _run(data, tmp_path, monkeypatch, name, *more, config=CONFIG):
+    (tmp_path / "config.toml").write_text(config)
     command = ["train", str(tmp_path / "config.toml"), "--data", str(data), "--cache", str(tmp_path / "cache")]
     monkeypatch.setattr("sys.argv", [*command, "--run", str(tmp_path / name), *more])
     main()
@@ -90,7 +101,7 @@ def test_a_run_starts_from_given_weights(data, tmp_path, monkeypatch):
 
 def test_a_config_with_an_unknown_key_is_refused(tmp_path):
     (tmp_path / "config.toml").write_text(CONFIG + "\nlearning_rat = 1\n")
-    with pytest.raises(ValueError, match="learning_rat"):
+    with pytest.raises(DataError, match=r"config.toml: .*learning_rat"):
         Config.read(tmp_path / "config.toml")
 
 
@@ -122,3 +133,117 @@ def test_the_loss_is_least_at_the_targets_and_blind_to_unlabelled_joints():
     spoilt = targets.clone()
     spoilt[0, 1] = 7.0
     torch.testing.assert_close(heatmap_loss(spoilt, targets, weights, 1.0), least)
+
+
+MORE = """
+[augmentation]
+turned = 0.2
+occluded = 0.5
+pasted = 0.5
+reduced = 0.3
+blurred = 0.3
+jpeg = 0.3
+"""
+
+
+def test_a_run_augments_on_its_device_follows_a_teacher_and_draws_its_curves(data, tmp_path, monkeypatch):
+    teacher = tmp_path / "teacher.pth"
+    torch.save(LPN(50).state_dict(), teacher)
+    text = CONFIG.replace("crops = 16", "crops = 4\nhardest = 8").replace("crops = 8", "crops = 4")
+    text = text.replace("[sets]", f'{MORE}\n[distillation]\nweights = "{teacher}"\nshare = 0.5\n[sets]')
+    monkeypatch.setattr(train, "_REPORT_SECONDS", 0)
+    _run(data, tmp_path, monkeypatch, "device", "--resident", "--device", "cpu", config=text)
+    assert torch.load(tmp_path / "device/weights.pth", weights_only=True)["final_layer.bias"].abs().max() > 0
+    assert (tmp_path / "device/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert '"crops_per_second"' in (tmp_path / "device/log.jsonl").read_text()
+
+
+def test_only_the_hardest_joints_count():
+    targets = target_heatmaps(torch.tensor([[[3.0, 4.0], [8.0, 9.0], [5.0, 5.0]]]), 16, 12, 1.5)
+    found = targets.clone()
+    found[0, 1] = 0.0
+    weights = torch.ones(1, 3)
+    alone = heatmap_loss(found[:, 1:2], targets[:, 1:2], torch.ones(1, 1), 1.0)
+    torch.testing.assert_close(heatmap_loss(found, targets, weights, 1.0, hardest=1), alone)
+    assert heatmap_loss(found, targets, weights, 1.0) < alone
+
+
+def _ended(data, tmp_path, monkeypatch, *more, config=CONFIG):
+    with pytest.raises(SystemExit) as ended:
+        _run(data, tmp_path, monkeypatch, "run", *more, config=config)
+    return ended.value.code
+
+
+def test_weights_to_start_from_that_are_none_are_named(data, tmp_path, monkeypatch):
+    file = tmp_path / "w.pth"
+    assert "w.pth holds no weights to start from: it cannot be read" in _ended(
+        data, tmp_path, monkeypatch, "--start", str(file)
+    )
+    file.write_bytes(b"no weights")
+    assert "w.pth holds no weights to start from: PyTorch" in _ended(data, tmp_path, monkeypatch, "--start", str(file))
+    torch.save(LPN(101).state_dict(), file)
+    said = _ended(data, tmp_path, monkeypatch, "--start", str(file))
+    assert "w.pth holds no weights to start from: they are of an LPN-101, and an LPN-50 is asked for" in said
+
+
+def test_a_checkpoint_of_another_depth_or_half_of_one_is_named_and_kept(data, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "run/checkpoint.pth"
+    checkpoint.parent.mkdir()
+    weights = LPN(101).state_dict()
+    torch.save({"stage": 0, "step": 1, "optimizer": {}, "model": weights, "averaged": weights}, checkpoint)
+    whole = checkpoint.read_bytes()
+    assert "checkpoint.pth cannot be gone on from: it is of an LPN-101" in _ended(data, tmp_path, monkeypatch)
+    checkpoint.write_bytes(whole[:100_000])
+    assert "checkpoint.pth cannot be gone on from: PyTorch" in _ended(data, tmp_path, monkeypatch)
+    assert checkpoint.read_bytes() == whole[:100_000]
+
+
+def test_a_corrupt_picture_is_named_and_leaves_no_cache(data, tmp_path, monkeypatch):
+    spoilt = tmp_path / "data"
+    shutil.copytree(data, spoilt)
+    with zipfile.ZipFile(spoilt / "train/drawn-0.zip", "w") as archive:
+        for number in range(1, 7):
+            archive.writestr(f"{number}.png", b"no picture")
+    assert "1.png is not a picture" in _ended(spoilt, tmp_path, monkeypatch)
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_a_set_without_anybody_is_named(data, tmp_path, monkeypatch):
+    empty = tmp_path / "data"
+    shutil.copytree(data, empty)
+    (empty / "train/drawn.json").write_text('{"images": [], "annotations": []}')
+    assert "drawn.json holds nobody with keypoints" in _ended(empty, tmp_path, monkeypatch)
+
+
+def test_a_cache_without_its_end_is_named(data, tmp_path, monkeypatch):
+    cached_people(data / "train/drawn.json", tmp_path / "cache", 64)
+    (tmp_path / "cache/train-drawn-64.bin").write_bytes(b"\0" * 100)
+    assert "train-drawn-64.npz and train-drawn-64.bin do not belong together" in _ended(data, tmp_path, monkeypatch)
+
+
+def test_a_full_disk_is_told_and_leaves_the_file_that_was_there(tmp_path):
+    file = tmp_path / "checkpoint.pth"
+    write_whole(file, b"before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"checkpoint.pth cannot be written"):
+            write_whole(file, bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert file.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_process_killed_while_it_writes_leaves_the_file_that_was_there(tmp_path):
+    file = tmp_path / "checkpoint.pth"
+    write_whole(file, b"before")
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from training.files import whole_file\n"
+        "with whole_file(pathlib.Path(sys.argv[1])) as out:\n"
+        "    out.write(bytes(100_000)); out.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(file)], cwd=Path(__file__).parents[2])
+    assert killed.returncode == -9
+    assert file.read_bytes() == b"before"

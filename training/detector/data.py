@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.data import Picture, read_pictures
+from training.files import DataError
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Photos:
 def cached_photos(annotation_file: Path, cache: Path, side: int) -> Photos:
     """The photos of a set with their longest side at most `side`; made on the first call, then mapped from disk.
 
-    Raises ValueError that names a photo that cannot be read.
+    Raises DataError that names what cannot be read.
     """
     name = f"photos-{annotation_file.parent.name}-{annotation_file.stem}-{side}"
     index_file, pixel_file = cache / f"{name}.npz", cache / f"{name}.bin"
@@ -85,7 +86,7 @@ def _write_cache(annotation_file: Path, index_file: Path, pixel_file: Path, side
             ignored += [is_ignored(annotation) for annotation in picture.annotations]
             first.append(len(ignored))
     if not heights:
-        raise ValueError(f"{annotation_file} has no photo in which everyone is boxed")
+        raise DataError(f"{annotation_file} has no photo in which everyone is boxed")
     temporary = index_file.with_suffix(".tmp.npz")
     np.savez(
         temporary,

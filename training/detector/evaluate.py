@@ -15,20 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from app.inference.detector import Detector
-from app.inference.model_store import load_model
+from app.inference.model_store import ModelError, load_model
 from app.inference.session import take_one_thread_each
 from app.vision import detection
 from training.accuracy import record
-from training.data import Picture, read_pictures
+from training.data import Picture, read_annotations, read_pictures
 from training.detector.data import is_ignored
 from training.evaluate import model_folder
+from training.files import DataError, write_whole
+from training.plots import precision_recall_plot
 
 Float64 = npt.NDArray[np.float64]
 
@@ -113,32 +114,6 @@ def threshold_for(scores: list[float], photos: int, boxes_per_photo: float) -> f
     return float(np.floor(first_too_many * 100) / 100 + 0.01)
 
 
-def draw_precision_recall(precision: Float64, title: str, file: Path) -> None:
-    """The precision [101] over recall as a picture."""
-    width, height, margin = 640, 480, 56
-    canvas = np.full((height, width, 3), 255, np.uint8)
-    across, up = width - margin - 24, height - margin - 40
-
-    def place(recall: float, value: float) -> tuple[int, int]:
-        return round(margin + recall * across), round(height - margin - value * up)
-
-    def write(text: str, at: tuple[int, int]) -> None:
-        cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1, cv2.LINE_AA)
-
-    for tenth in range(0, 11, 2):
-        share = tenth / 10
-        cv2.line(canvas, place(share, 0), place(share, 1), (225, 225, 225), 1)
-        cv2.line(canvas, place(0, share), place(1, share), (225, 225, 225), 1)
-        write(f"{share:.1f}", (place(share, 0)[0] - 12, height - margin + 20))
-        write(f"{share:.1f}", (margin - 38, place(0, share)[1] + 5))
-    line = np.array([place(number / 100, max(0.0, float(value))) for number, value in enumerate(precision)], np.int32)
-    cv2.polylines(canvas, [line[:, None]], False, (180, 90, 20), 2, cv2.LINE_AA)
-    write(title, (margin, 24))
-    write("recall", (width // 2, height - 12))
-    write("precision", (4, 24 + 14))
-    cv2.imwrite(str(file), canvas)
-
-
 def figures(
     measures: dict[str, float], truth: Truth, nobody_scores: list[float], photos: int, threshold: float
 ) -> dict[str, float]:
@@ -163,6 +138,28 @@ def report(rows: dict[str, float], truth: Truth, nobody_scores: list[float], pho
     return "\n".join(lines)
 
 
+def _measure(arguments: argparse.Namespace) -> None:
+    folder = model_folder(arguments.store, arguments.model)
+    detector = Detector.opened(load_model(folder), _LIMIT)
+    people_file, nobody_file = (arguments.data / name for name in ("pose/dev/coco.json", "detect/dev/nobody.json"))
+    results = detections(detector, read_pictures(people_file))
+    measures, truth, precision = compared(read_annotations(people_file), results)
+    nobody = [result["score"] for result in detections(detector, read_pictures(nobody_file))]
+    photos = len(read_annotations(nobody_file)["images"])
+    threshold = threshold_for(nobody, photos, FALSE_ALARMS)
+    rows = figures(measures, truth, nobody, photos, threshold)
+    print(report(rows, truth, nobody, photos))
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_whole(arguments.out / "detections.json", json.dumps(results))
+        curves = {f"{detector.description.id}, AP50 {measures['ap50']:.3f}": precision}
+        write_whole(arguments.out / "precision_recall.png", precision_recall_plot(curves))
+    if arguments.write:
+        file = folder / "model.toml"
+        write_whole(file, re.sub(r"(?m)^threshold = .*$", f"threshold = {threshold:.2f}", file.read_text(), count=1))
+        record(file, {"coco": rows})
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.detector.evaluate", description="Measure a person detector.")
@@ -173,25 +170,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="record figures and threshold in the stored model's model.toml")
     arguments = parser.parse_args()
     take_one_thread_each()
-    folder = model_folder(arguments.store, arguments.model)
-    detector = Detector.opened(load_model(folder), _LIMIT)
-    people_file, nobody_file = (arguments.data / name for name in ("pose/dev/coco.json", "detect/dev/nobody.json"))
-    results = detections(detector, read_pictures(people_file))
-    measures, truth, precision = compared(json.loads(people_file.read_text()), results)
-    nobody = [result["score"] for result in detections(detector, read_pictures(nobody_file))]
-    photos = len(json.loads(nobody_file.read_text())["images"])
-    threshold = threshold_for(nobody, photos, FALSE_ALARMS)
-    rows = figures(measures, truth, nobody, photos, threshold)
-    print(report(rows, truth, nobody, photos))
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "detections.json").write_text(json.dumps(results))
-        title = f"{detector.description.id}, IoU 0.5: AP50 {measures['ap50']:.3f}"
-        draw_precision_recall(precision, title, arguments.out / "precision_recall.png")
-    if arguments.write:
-        file = folder / "model.toml"
-        file.write_text(re.sub(r"(?m)^threshold = .*$", f"threshold = {threshold:.2f}", file.read_text(), count=1))
-        record(file, {"coco": rows})
+    try:
+        _measure(arguments)
+    except (DataError, ModelError) as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

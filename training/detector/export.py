@@ -24,7 +24,7 @@ from training.export import add_store_arguments, graph_of, halved_weights, patte
 log = logging.getLogger("export")
 
 THRESHOLD = 0.3  # until training.detector.evaluate --write has measured a better one
-NMS_IOU = 0.6
+NMS_IOU = 0.55
 _BOX_TOLERANCE = 0.05  # pixels
 _SCORE_TOLERANCE = 1e-4
 

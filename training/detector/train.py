@@ -25,7 +25,8 @@ from training.detector.augment import Batch, Variation, augmented_batch
 from training.detector.data import Photos, cached_photos
 from training.detector.loss import detection_loss
 from training.detector.network import PersonDetector, cells, normalised
-from training.train import average, learning_rate, one_ahead, write_line
+from training.files import DataError, whole_file
+from training.schedule import average, learning_rate, one_ahead, write_line
 
 log = logging.getLogger("training")
 
@@ -157,9 +158,8 @@ def train(config: Config, places: Places, imagenet: Path | None, start: Path | N
         state.model.load_state_dict(state.averaged.state_dict())
         state.optimizer = _new_optimizer(state.model)
         _save(state, checkpoint)
-    temporary = places.run / "weights.tmp"
-    torch.save(state.averaged.state_dict(), temporary)
-    temporary.replace(places.run / "weights.pth")
+    with whole_file(places.run / "weights.pth") as out:
+        torch.save(state.averaged.state_dict(), out)
     log.info("done: %s", places.run / "weights.pth")
     return True
 
@@ -227,11 +227,10 @@ def _new_optimizer(model: PersonDetector) -> torch.optim.Optimizer:
 
 
 def _save(state: State, file: Path) -> None:
-    temporary = file.with_suffix(".tmp")
     content = {"stage": state.stage, "step": state.step, "optimizer": state.optimizer.state_dict()}
     content |= {"model": state.model.state_dict(), "averaged": state.averaged.state_dict()}
-    torch.save(content, temporary)
-    temporary.replace(file)
+    with whole_file(file) as out:
+        torch.save(content, out)
 
 
 def _resume(state: State, file: Path, device: torch.device) -> None:
@@ -263,7 +262,10 @@ def main() -> None:
         signal.signal(kind, lambda *_: stopped.set())
     until = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
     places = Places(arguments.data, arguments.cache, arguments.run, until, stopped)
-    train(Config.read(arguments.config), places, arguments.imagenet, arguments.start)
+    try:
+        train(Config.read(arguments.config), places, arguments.imagenet, arguments.start)
+    except DataError as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

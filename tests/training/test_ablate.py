@@ -1,0 +1,89 @@
+"""Ablations: each run differs from the recipe in what it says, and the table compares them."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from training import ablate
+from training.config import Config
+from training.files import DataError
+
+CONFIGS = Path(__file__).parents[2] / "training/configs"
+BASE = """
+seed = 3
+depth = 50
+sets = {drawn = 1.0}
+[[stages]]
+height = 128
+crops = 400
+batch = 4
+learning_rate = 1e-3
+sigma = 1.0
+"""
+ABLATIONS = """
+base = "base.toml"
+[[changes.stages]]
+height = 64
+crops = 2
+batch = 2
+learning_rate = 1e-3
+sigma = 1.0
+[runs.recipe]
+[runs."without GC blocks"]
+attention = false
+"""
+
+
+def test_every_config_of_the_repository_is_valid():
+    for file in CONFIGS.glob("lpn*.toml"):
+        assert Config.read(file).stages
+    runs = ablate.variants(CONFIGS / "ablations.toml")
+    assert len({run.folder for run in runs}) == len(runs) > 20
+    budgets = {sum(stage.crops for stage in run.config.stages) for run in runs}
+    assert len(budgets) == 1
+    recipe = runs[0].config
+    assert all(run.config != recipe for run in runs[1:])
+    by_name = {run.name: run.config for run in runs}
+    assert by_name["occluders"].augmentation == recipe.augmentation.model_copy(update={"occluded": 0.3})
+    assert by_name["without lspet"].sets == recipe.sets | {"lspet": 0.0}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Configs, and one photo with one labelled person for training and for dev."""
+    (tmp_path / "base.toml").write_text(BASE)
+    (tmp_path / "runs.toml").write_text(ABLATIONS)
+    rng = np.random.default_rng(0)
+    for part, name in (("train", "drawn"), ("dev", "coco")):
+        (tmp_path / part).mkdir()
+        joints = np.hstack([rng.uniform(5, 85, (17, 2)), np.full((17, 1), 2)])
+        person = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 80, 110], "area": 4000, "iscrowd": 0}
+        person |= {"num_keypoints": 17, "keypoints": joints.ravel().tolist()}
+        image = {"id": 1, "file_name": "1.png", "zip": "a.zip", "width": 90, "height": 120}
+        content = {"images": [image], "annotations": [person], "categories": [{"id": 1, "name": "person"}]}
+        (tmp_path / part / f"{name}.json").write_text(json.dumps(content))
+        with zipfile.ZipFile(tmp_path / part / "a.zip", "w") as archive:
+            archive.writestr("1.png", cv2.imencode(".png", rng.integers(0, 255, (120, 90, 3), np.uint8))[1].tobytes())
+    return tmp_path
+
+
+def test_runs_are_trained_and_compared_and_go_on_where_they_stopped(folder, monkeypatch):
+    command = ["ablate", str(folder / "runs.toml"), "--data", str(folder), "--out", str(folder / "out")]
+    monkeypatch.setattr("sys.argv", [*command, "--cache", str(folder / "cache"), "--device", "cpu"])
+    ablate.main()
+    rows = (folder / "out/table.md").read_text().splitlines()
+    assert rows[2].startswith("| recipe | 2 | 0.")
+    assert rows[3].startswith("| without GC blocks | 2 | 0.")
+    before = (folder / "out/recipe/weights.pth").stat().st_mtime_ns
+    ablate.main()
+    assert (folder / "out/recipe/weights.pth").stat().st_mtime_ns == before
+
+
+def test_a_run_with_an_unknown_key_is_refused(folder):
+    (folder / "runs.toml").write_text(ABLATIONS + "attentoin = false\n")
+    with pytest.raises(DataError, match=r"runs.toml: .*(\n.*)*attentoin"):
+        ablate.variants(folder / "runs.toml")

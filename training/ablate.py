@@ -1,0 +1,169 @@
+"""Short runs that differ in one thing: `python -m training.ablate CONFIG.toml --data DIR --out DIR`.
+
+The config names a base, what all runs change of it, and what each run changes more. Every run sees as many crops. They go one
+by one and on where they were stopped; the table compares their AP on dev/coco with the first run's, over the same pictures.
+"""
+
+import argparse
+import json
+import logging
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from app.vision import box, crop, heatmap
+from training.accuracy import Accuracy, interval
+from training.config import Config
+from training.data import ASPECT, Picture
+from training.estimators import PLAIN, Estimator, Float64
+from training.evaluate import evaluate_set, labelled_boxes
+from training.files import DataError, write_whole
+from training.lpn import HEATMAP_STRIDE, LPN
+from training.pixels import normalised
+from training.train import Run, train
+from training.weights import read_lpn
+
+log = logging.getLogger("training")
+
+_BATCH = 32
+
+
+class Ablations(BaseModel):
+    """The content of a config: `base` is a training config beside it; changes are tables of the same form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base: Path
+    changes: dict[str, Any]
+    runs: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One run: its name and its whole config."""
+
+    name: str
+    config: Config
+
+    @property
+    def folder(self) -> str:
+        """Its name as a folder's."""
+        return "".join(letter if letter.isalnum() else "-" for letter in self.name)
+
+
+def variants(file: Path) -> list[Variant]:
+    """The runs of an ablation config, in its order. Raises DataError that names the file and the fault."""
+    try:
+        ablations = Ablations.model_validate(tomllib.loads(file.read_text()))
+        base = tomllib.loads((file.parent / ablations.base).read_text())
+        return [
+            Variant(name, Config.model_validate(_changed(_changed(base, ablations.changes), more)))
+            for name, more in ablations.runs.items()
+        ]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except (ValidationError, tomllib.TOMLDecodeError) as error:
+        raise DataError(f"{file}: {error}") from error
+
+
+def _changed(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A table with some values replaced, also in the tables in it."""
+    inner = {key: _changed(table[key], value) for key, value in changes.items() if isinstance(value, dict) and key in table}
+    return table | changes | inner
+
+
+def torch_estimator(model: LPN, height: int, device: torch.device) -> Estimator:
+    """The network in PyTorch on crops `height` high, decoded as exported models are, without flip test."""
+    width = height * 3 // 4
+    map_size = (width // HEATMAP_STRIDE, height // HEATMAP_STRIDE)
+
+    def estimate(picture: Picture, boxes: Float64) -> dict[str, Float64]:
+        centres, sizes = box.centres_and_sizes(boxes, ASPECT)
+        crops = np.empty((len(boxes), height, width, 3), np.uint8)
+        crop.cut_crops(picture.pixels(), box.crop_affines(centres, sizes, width, height), crops)
+        maps = []
+        for start in range(0, len(crops), _BATCH):
+            pixels = normalised(torch.from_numpy(crops[start : start + _BATCH]).to(device))
+            with torch.inference_mode():
+                maps.append(model(pixels).float().cpu().numpy())
+        found = heatmap.decode(np.concatenate(maps), 160.0, True)
+        places = box.to_picture(found[..., :2], centres, sizes, *map_size)
+        return {PLAIN: np.concatenate([places, found[..., 2:]], axis=2)}
+
+    return estimate
+
+
+def measured(run: Run) -> Accuracy:
+    """The accuracy of a finished run on dev/coco, measured once and then read from its folder."""
+    file = run.folder / "accuracy.json"
+    if not file.exists():
+        model = read_lpn(run.folder / "weights.pth", run.config.depth, run.config.attention).to(run.device).eval()
+        estimate = torch_estimator(model, run.config.stages[-1].height, run.device)
+        accuracy = evaluate_set(run.data / "dev/coco.json", None, labelled_boxes, estimate)[PLAIN]
+        draws = {name: values.tolist() for name, values in accuracy.draws.items()}
+        write_whole(file, json.dumps({"people": accuracy.people, "measures": accuracy.measures, "draws": draws}))
+    content = json.loads(file.read_text())
+    draws = {name: np.array(values) for name, values in content["draws"].items()}
+    return Accuracy(content["people"], content["measures"], draws)
+
+
+def table(rows: dict[str, tuple[Config, Accuracy]]) -> str:
+    """The runs as Markdown; each with its difference to the first."""
+    lines = ["| run | crops | AP | AP50 | PCK@0.2 | AP − first |", "| --- " * 6 + "|"]
+    first = next(iter(rows.values()))[1] if rows else None
+    for name, (config, accuracy) in rows.items():
+        crops = sum(stage.crops for stage in config.stages)
+        cells = [f"{accuracy.measures[key]:.3f}" for key in ("ap", "ap50", "pck")]
+        difference = ""
+        if first is not None and accuracy is not first:
+            low, high = interval(accuracy.draws["ap"] - first.draws["ap"])
+            difference = f"{accuracy.measures['ap'] - first.measures['ap']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        lines.append(f"| {name} | {crops:,} | {' | '.join(cells)} | {difference} |")
+    return "\n".join(lines) + "\n"
+
+
+def ablate(arguments: argparse.Namespace) -> None:
+    """Train and measure every run, and write the table anew after each. Raises DataError."""
+    until = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
+    device = torch.device(arguments.device)
+    rows = {}
+    for variant in variants(arguments.config):
+        folder = arguments.out / variant.folder
+        gpu = device.type == "cuda"
+        run = Run(variant.config, arguments.data, arguments.cache, folder, device, gpu, compiled=False, until=until)
+        if not (folder / "weights.pth").exists() and not train(run, arguments.start):
+            log.info("stopped in %s; the same command goes on", variant.name)
+            return
+        rows[variant.name] = variant.config, measured(run)
+        write_whole(arguments.out / "table.md", table(rows))
+        log.info("%s\n%s", variant.name, table(rows))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.ablate", description="Compare short trainings.")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and dev/ sets")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/crops"), help="where crops are kept")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs and table.md")
+    parser.add_argument("--start", type=Path, help="weights.pth that every run starts from, instead of scratch")
+    parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    cv2.setNumThreads(1)
+    try:
+        ablate(arguments)
+    except DataError as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

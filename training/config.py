@@ -1,0 +1,64 @@
+"""What a training run depends on, beside the data: one TOML file."""
+
+import tomllib
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.augment import Augmentation
+from training.files import DataError
+from training.lpn import Depth
+
+
+class Stage(BaseModel):
+    """One run of the learning-rate schedule."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    height: int = Field(multiple_of=64)  # ¾ of it, the width, must be a multiple of 16
+    crops: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    learning_rate: float
+    sigma: float  # of the target Gaussians, in heatmap cells
+    weight_decay: float = 0.02
+    warm_up: int = 200  # steps
+    average: float = 0.998  # of the weights, a step
+    placement: float = 1.0  # weight of the placement loss beside the squared error
+    hardest: int = Field(17, ge=1, le=17)  # joints of a person that count: those with the largest loss
+
+
+class Distillation(BaseModel):
+    """A trained LPN of any depth whose heatmaps are targets beside the labels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    weights: Path
+    share: float = Field(ge=0, le=1)  # of the loss; the labels have the rest
+
+
+class Config(BaseModel):
+    """The content of a config file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int
+    depth: Depth
+    attention: bool = True  # GC blocks; for ablations: the service's models have them
+    sets: dict[str, float]
+    augmentation: Augmentation = Augmentation()
+    distillation: Distillation | None = None
+    stages: list[Stage]
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Raises DataError that names the file and the fault."""
+        try:
+            return cls.model_validate(tomllib.loads(file.read_text()))
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            raise DataError(f"{file}: {faults}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{file} is not TOML: {error}") from error

@@ -1,0 +1,81 @@
+"""What both trainers share: the learning rate, the order of an epoch, making one step ahead, averaged weights, the log."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+log = logging.getLogger("training")
+
+T = TypeVar("T")
+Members = list[tuple[int, int]]  # (set, index)
+
+
+def learning_rate(peak: float, warm_up: int, step: int, steps: int) -> float:
+    """Linear warm-up, then a half cosine down to 1 % of the peak."""
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    progress = (step - warm_up) / max(1, steps - warm_up)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * progress))))
+
+
+def epoch_order(sets: Sequence[Sized], shares: list[float], seed: tuple[int, ...]) -> Members:
+    """The (set, index) of one epoch in random order; a share of 1.5 takes everything once and a random half twice."""
+    rng = np.random.default_rng(seed)
+    members = []
+    for which, (items, share) in enumerate(zip(sets, shares, strict=True)):
+        times = np.full(len(items), int(share)) + (rng.random(len(items)) < share % 1)
+        members += [(which, int(index)) for index in np.repeat(np.arange(len(items)), times)]
+    return [members[i] for i in rng.permutation(len(members))]
+
+
+def one_ahead(
+    make: Callable[[int, Members], T],
+    sets: Sequence[Sized],
+    shares: list[float],
+    batch: int,
+    seed: tuple[int, int],
+    first: int,
+) -> Iterator[T]:
+    """What `make` makes of each step and its members, epoch after epoch from step `first` on; one ahead in a thread."""
+
+    def all_members() -> Iterator[tuple[int, int]]:
+        epoch = 0
+        while True:
+            yield from epoch_order(sets, shares, (*seed, epoch))
+            epoch += 1
+
+    members = all_members()
+    for _ in range(first * batch):
+        next(members)
+    with ThreadPoolExecutor(1) as pool:
+        step = first
+        ahead = pool.submit(make, step, [next(members) for _ in range(batch)])
+        while True:
+            step += 1
+            coming = pool.submit(make, step, [next(members) for _ in range(batch)])
+            yield ahead.result()
+            ahead = coming
+
+
+@torch.no_grad()
+def average(averaged: nn.Module, model: nn.Module, share: float) -> None:
+    """Move the averaged weights towards the model's: they keep `share` of themselves."""
+    kept, new = averaged.state_dict(), model.state_dict()
+    floats = [name for name, value in new.items() if value.is_floating_point()]
+    torch._foreach_lerp_([kept[name] for name in floats], [new[name] for name in floats], 1 - share)
+    for name in new.keys() - set(floats):
+        kept[name].copy_(new[name])
+
+
+def write_line(run: Path, line: dict[str, Any]) -> None:
+    """Add a line to the run's log.jsonl."""
+    log.info(json.dumps(line))
+    with (run / "log.jsonl").open("a") as out:
+        out.write(json.dumps(line) + "\n")

@@ -1,0 +1,103 @@
+"""A sheet of the people whom a model finds best and worst, from a COCO folder of one's own.
+
+`python -m training.sheet --model lpn50 --annotations people.json --images photos/ --out sheet.jpg`
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from app.inference.model_store import ModelError
+from app.inference.pose import PoseModel
+from app.inference.session import take_one_thread_each
+from app.vision import drawing
+from training.data import read_pictures
+from training.evaluate import labelled_people, model_folder
+from training.files import DataError, write_whole
+from training.keypoints import SIGMAS
+
+UInt8 = npt.NDArray[np.uint8]
+Float64 = npt.NDArray[np.float64]
+
+_EACH = 12  # of the best, and of the worst
+_COLUMNS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """How like the labels the found keypoints are, 0…1, and the crop [H, W, 3] with their skeleton on it."""
+
+    similarity: float
+    crop: UInt8
+
+
+def similarity(found: Float64, labels: Float64, area: float) -> float:
+    """COCO's OKS of keypoints [17, 2] to labels [17, 3], over the labelled joints."""
+    labelled = labels[:, 2] > 0
+    distances = ((found - labels[:, :2]) ** 2).sum(axis=1) / (2 * (area + np.spacing(1)) * (2 * SIGMAS) ** 2)
+    return float(np.exp(-distances[labelled]).mean())
+
+
+def people_of(model: PoseModel, annotation_file: Path, image_folder: Path | None) -> list[Person]:
+    """The best and the worst found people of a set, best first. Raises DataError."""
+    joints = model.description.keypoints
+    kept: list[Person] = []
+    for picture in read_pictures(annotation_file, image_folder):
+        people, boxes = labelled_people(picture)
+        if not people:
+            continue
+        crops = model.cut(picture.pixels(), boxes)
+        cells = model.plain.run(crops.pixels).values[..., :3]
+        stride = crops.pixels.shape[1] / model.description.heatmap.height
+        on_crops = np.concatenate([cells[..., :2] * stride, cells[..., 2:]], axis=2).astype(np.float64)
+        for person, found, on_crop, pixels in zip(
+            people, model.to_picture(cells, crops), on_crops, crops.pixels, strict=True
+        ):
+            labels = np.array(person["keypoints"], np.float64).reshape(-1, 3)
+            drawn = drawing.draw_people(pixels, on_crop[None], joints.skeleton, joints.names, joints.threshold)
+            kept.append(Person(similarity(found[:, :2], labels, person["area"]), drawn))
+        kept.sort(key=lambda each: -each.similarity)
+        if len(kept) > 2 * _EACH:
+            kept = kept[:_EACH] + kept[-_EACH:]
+    if not kept:
+        raise DataError(f"{annotation_file} holds nobody with keypoints")
+    return kept
+
+
+def sheet(people: list[Person]) -> bytes:
+    """The people in rows of six as a JPEG file, with their similarity in the corner."""
+    height, width = people[0].crop.shape[:2]
+    rows = -(-len(people) // _COLUMNS)
+    tiles = np.full((rows * height, _COLUMNS * width, 3), 255, np.uint8)
+    for place, person in enumerate(people):
+        y, x = place // _COLUMNS * height, place % _COLUMNS * width
+        tiles[y : y + height, x : x + width] = person.crop
+        for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            label = f"{person.similarity:.2f}"
+            cv2.putText(tiles, label, (x + 5, y + 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, thickness, cv2.LINE_AA)
+    return drawing.encode(tiles, ".jpg")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.sheet", description="Draw the best and the worst found people.")
+    parser.add_argument("--model", default="lpn50", help="name or name/version")
+    parser.add_argument("--store", type=Path, default=Path("model_store"))
+    parser.add_argument("--annotations", type=Path, required=True, help="a COCO keypoint file")
+    parser.add_argument("--images", type=Path, help="the folder of its pictures")
+    parser.add_argument("--out", type=Path, required=True, help="the sheet, a .jpg")
+    arguments = parser.parse_args()
+    take_one_thread_each()
+    try:
+        model = PoseModel.load(model_folder(arguments.store, arguments.model))
+        write_whole(arguments.out, sheet(people_of(model, arguments.annotations, arguments.images)))
+    except (DataError, ModelError) as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

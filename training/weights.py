@@ -1,0 +1,61 @@
+"""Weights of an LPN in a file, and what is wrong with files that hold none."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.files import DataError, write_whole
+from training.lpn import LPN, Depth, depth_of
+
+_UNREADABLE = (ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, pickle.UnpicklingError)
+
+
+def read_content(file: Path) -> Any:
+    """What PyTorch finds in a file. Raises ValueError that says in one line why there is nothing."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror})") from error
+    except _UNREADABLE as error:
+        raise ValueError("PyTorch finds no weights in it") from error
+
+
+def write_content(file: Path, content: Any) -> None:
+    """Write tensors for torch.load, wholly or not at all. Raises DataError."""
+    out = io.BytesIO()
+    torch.save(content, out)
+    write_whole(file, out.getvalue())
+
+
+def check_weights(weights: Any, attention: bool = True) -> Depth:
+    """The depth of the LPN whose weights these are. Raises ValueError that says in one line why they are none."""
+    if not isinstance(weights, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
+        raise ValueError("it is no table of named tensors")
+    depth = depth_of(weights)
+    expected = LPN(depth, attention=attention).state_dict()
+    missing, strange = expected.keys() - weights.keys(), weights.keys() - expected.keys()
+    if missing or strange:
+        example = min(missing or strange)
+        raise ValueError(f"of an LPN-{depth}, {len(missing)} tensors are missing and {len(strange)} are strange: {example}")
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise ValueError(f"{name} has the shape {list(weights[name].shape)} and not {list(tensor.shape)}")
+    return depth
+
+
+def read_lpn(file: Path, depth: Depth | None = None, attention: bool = True) -> LPN:
+    """The LPN, of `depth` if given, with the weights in a file. Raises DataError that names the file and the fault."""
+    try:
+        weights = read_content(file)
+        found = check_weights(weights, attention)
+        if depth not in (None, found):
+            raise ValueError(f"they are of an LPN-{found}, and an LPN-{depth} is asked for")  # noqa: TRY301
+    except ValueError as error:
+        raise DataError(f"{file} holds no weights to start from: {error}") from error
+    model = LPN(found, attention=attention)
+    model.load_state_dict(weights)
+    return model
