@@ -293,14 +293,14 @@ STAGES = [
         panel(
             "timeseries",
             "$stage: quantiles",
-            "pose_stage_duration_seconds. What grows is where the time goes: queue: too few cores; decode: large photos; read: "
-            "slow clients; infer and detect: cores that are shared or throttled.",
+            "pose_stage_duration_seconds. What grows is where the time goes: queue: too few cores; decode: large photos; "
+            "read: slow clients; infer and detect: cores that are shared or throttled.",
             "s",
             *quantiles("pose_stage_duration_seconds", f'{ONE},stage=~"$stage"'),
         ),
         heat_map(
             "$stage: how many took how long",
-            "pose_stage_duration_seconds. Two bands mean two kinds of pictures; a band that climbs means that all got slower.",
+            "pose_stage_duration_seconds. Two bands mean two kinds of pictures; a band that climbs: all got slower.",
             "s",
             f'sum by (le) (increase(pose_stage_duration_seconds_bucket{{{ONE},stage=~"$stage"}}[{RATE}]))',
         ),
@@ -340,7 +340,7 @@ MACHINE = [
         panel(
             "timeseries",
             "Lanes at work",
-            "pose_inference_seconds_total by network, against pose_lanes. At the line, with crops waiting: the replicas are full.",
+            "pose_inference_seconds_total by network, against pose_lanes. At the line while crops wait: full.",
             "short",
             query(f"sum by (model) (rate(pose_inference_seconds_total{{{ONE}}}[{RATE}]))", "{{model}}"),
             query(f"sum(pose_lanes{{{ONE}}})", "lanes"),

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -121,14 +122,16 @@ def prometheus(start_service, t_pose, tmp_path_factory) -> Iterator[httpx.Client
     """A real Prometheus with our rules that has scraped a service under load, of every kind of request, for half a minute."""
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not on the PATH")
-    service = start_service()
+    service = start_service(queue_crops=40)
     folder = tmp_path_factory.mktemp("prometheus")
     shutil.copy(DOCKER / "prometheus/rules.yml", folder)
     config = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"] = [{"job_name": "pose", "static_configs": [{"targets": [f"127.0.0.1:{service.port}"]}]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    arguments = ["--web.listen-address=127.0.0.1:19090", f"--storage.tsdb.path={folder}/data"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    arguments = [f"--web.listen-address=127.0.0.1:{port}", f"--storage.tsdb.path={folder}/data"]
     running = subprocess.Popen(
         ["prometheus", f"--config.file={folder}/prometheus.yml", *arguments], stderr=subprocess.DEVNULL
     )
@@ -148,7 +151,7 @@ def prometheus(start_service, t_pose, tmp_path_factory) -> Iterator[httpx.Client
     for client in clients:
         client.start()
     try:
-        with httpx.Client(base_url="http://127.0.0.1:19090", timeout=20) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
             time.sleep(30)
             yield client
     finally:
@@ -180,6 +183,16 @@ def test_no_panel_shows_a_number_that_is_none(prometheus):
         for target in panel["targets"]:
             for sample in answer(prometheus, target["expr"]):
                 assert sample["value"][1] != "NaN", panel["title"]
+
+
+def test_every_record_and_alert_asks_for_series_that_there_are(prometheus):
+    selectors = {
+        found
+        for group in RULES["groups"]
+        for rule in group["rules"]
+        for found in re.findall(r"\b(?:up|process_\w+|pose[_:][\w:]+)\b(?:\{[^}]*\})?", rule["expr"])
+    }
+    assert [selector for selector in selectors if not answer(prometheus, selector)] == []
 
 
 def test_every_alert_can_be_asked(prometheus):
