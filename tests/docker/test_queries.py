@@ -21,6 +21,7 @@ DOCKER = Path(__file__).parents[2] / "docker"
 DASHBOARDS = sorted((DOCKER / "grafana/dashboards").glob("*.json"))
 RULES = yaml.safe_load((DOCKER / "prometheus/rules.yml").read_text())
 METRICS = [metric for metric in vars(Metrics()).values() if hasattr(metric, "describe")]
+SCALING = yaml.safe_load((DOCKER / "k8s/scaling.yaml").read_text())
 BOX = "295,15,545,595"
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -38,6 +39,8 @@ def queries() -> Iterator[tuple[str, str]]:
     for group in RULES["groups"]:
         for rule in group["rules"]:
             yield rule.get("alert", rule.get("record")), rule["expr"]
+    for trigger in SCALING["spec"]["triggers"]:
+        yield "the autoscaler", trigger["metadata"]["query"]
 
 
 def told() -> set[str]:
@@ -183,6 +186,11 @@ def test_no_panel_shows_a_number_that_is_none(prometheus):
         for target in panel["targets"]:
             for sample in answer(prometheus, target["expr"]):
                 assert sample["value"][1] != "NaN", panel["title"]
+
+
+def test_the_autoscaler_gets_one_number_of_each_trigger(prometheus):
+    for trigger in SCALING["spec"]["triggers"]:
+        assert len(answer(prometheus, trigger["metadata"]["query"])) == 1, trigger
 
 
 def test_every_record_and_alert_asks_for_series_that_there_are(prometheus):
