@@ -1,6 +1,7 @@
 """Every query of the dashboards and alerts asks for what the service tells; and a real Prometheus answers them under load."""
 
 import json
+import random
 import re
 import shutil
 import socket
@@ -146,16 +147,18 @@ def prometheus(start_service, t_pose, tmp_path_factory) -> Iterator[httpx.Client
                 client.post("/v1/pose", params={"boxes": ";".join([BOX] * 4)}, content=t_pose, headers=JPEG)
                 client.post("/v1/pose", content=t_pose, headers=JPEG)
                 client.post("/v1/pose", params={"boxes": BOX}, content=b"no picture", headers=JPEG)
-                client.post(
-                    "/v1/pose", params={"boxes": ";".join([BOX] * 30), "timeout_ms": 100}, content=t_pose, headers=JPEG
-                )
+                many = {"boxes": ";".join([BOX] * 30), "timeout_ms": random.choice((100, 60_000))}
+                client.post("/v1/pose", params=many, content=t_pose, headers=JPEG)
 
     clients = [threading.Thread(target=load) for _ in range(3)]
     for client in clients:
         client.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-            time.sleep(30)
+            for code in ("queue_full", "deadline_exceeded"):
+                service.wait_until(lambda code=code: service.metric("pose_rejected_total", code=code) > 0, 180)
+            service.wait_until(lambda: service.metric("pose_dropped_crops_total") > 0, 180)
+            time.sleep(25)  # so many seconds of scrapes have rates
             yield client
     finally:
         done.set()
