@@ -74,7 +74,14 @@ def rows_of(panels: list[list[Panel]], heights: list[int]) -> list[Panel]:
     return placed
 
 
-def dashboard(uid: str, title: str, panels: list[Panel]) -> Panel:
+def row_for_each(variable: str) -> Panel:
+    """A heading that is repeated, with the panels under it, for each value of a variable."""
+    return {"type": "row", "title": f"${variable}", "repeat": variable, "collapsed": False, "panels": []}
+
+
+def dashboard(uid: str, title: str, panels: list[Panel], **more: str) -> Panel:
+    """A dashboard; `more`: variables beside instance and model, by the query that lists their values."""
+
     def variable(name: str, of: str) -> Panel:
         return {
             "name": name,
@@ -104,6 +111,7 @@ def dashboard(uid: str, title: str, panels: list[Panel]) -> Panel:
             "list": [
                 variable("instance", 'label_values(up{job="pose"}, instance)'),
                 variable("model", "label_values(pose_crops_total, model)"),
+                *(variable(name, of) for name, of in more.items()),
             ]
         },
         "panels": panels,
@@ -279,6 +287,26 @@ SERVICE = [
     ],
 ]
 
+STAGES = [
+    [row_for_each("stage")],
+    [
+        panel(
+            "timeseries",
+            "$stage: quantiles",
+            "pose_stage_duration_seconds. What grows is where the time goes: queue: too few cores; decode: large photos; "
+            "read: slow clients; infer and detect: cores that are shared or throttled.",
+            "s",
+            *quantiles("pose_stage_duration_seconds", f'{ONE},stage=~"$stage"'),
+        ),
+        heat_map(
+            "$stage: how many took how long",
+            "pose_stage_duration_seconds. Two bands mean two kinds of pictures; a band that climbs: all got slower.",
+            "s",
+            f'sum by (le) (increase(pose_stage_duration_seconds_bucket{{{ONE},stage=~"$stage"}}[{RATE}]))',
+        ),
+    ],
+]
+
 MACHINE = [
     [
         panel(
@@ -301,19 +329,21 @@ MACHINE = [
         panel(
             "timeseries",
             "Memory",
-            "process_resident_memory_bytes. It should stay flat under load; a steady climb is a defect.",
+            "process_resident_memory_bytes against pose_memory_limit_bytes, past which the replica is killed. It should stay "
+            "flat under load; a steady climb is a defect.",
             "bytes",
             query(f'process_resident_memory_bytes{{job="pose",{ONE}}}', "{{instance}}"),
+            query(f"pose_memory_limit_bytes{{{ONE}}}", "{{instance}} limit"),
         ),
     ],
     [
         panel(
             "timeseries",
             "Lanes at work",
-            "pose_inference_workers_busy against pose_lanes. All busy and crops waiting: the replica is full.",
+            "pose_inference_seconds_total by network, against pose_lanes. At the line while crops wait: full.",
             "short",
-            query(f"pose_inference_workers_busy{{{ONE}}}", "{{instance}}"),
-            query(f"pose_lanes{{{ONE}}}", "{{instance}} lanes"),
+            query(f"sum by (model) (rate(pose_inference_seconds_total{{{ONE}}}[{RATE}]))", "{{model}}"),
+            query(f"sum(pose_lanes{{{ONE}}})", "lanes"),
         ),
         panel(
             "timeseries",
@@ -361,12 +391,13 @@ MACHINE = [
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for uid, title, rows, heights in (
-        ("pose-service", "Pose service", SERVICE, [4, 8, 9, 8, 8]),
-        ("pose-machine", "Pose machines", MACHINE, [8, 8, 8]),
+    for uid, title, rows, heights, more in (
+        ("pose-service", "Pose service", SERVICE, [4, 8, 9, 8, 8], {}),
+        ("pose-stages", "Pose stages", STAGES, [1, 8], {"stage": "label_values(pose_stage_duration_seconds_count, stage)"}),
+        ("pose-machine", "Pose machines", MACHINE, [8, 8, 8], {}),
     ):
         file = FOLDER / f"{uid.removeprefix('pose-')}.json"
-        file.write_text(json.dumps(dashboard(uid, title, rows_of(rows, heights)), indent=1) + "\n")
+        file.write_text(json.dumps(dashboard(uid, title, rows_of(rows, heights), **more), indent=1) + "\n")
 
 
 if __name__ == "__main__":

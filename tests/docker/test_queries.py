@@ -1,8 +1,10 @@
 """Every query of the dashboards and alerts asks for what the service tells; and a real Prometheus answers them under load."""
 
 import json
+import random
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -12,18 +14,22 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from prometheus_client import Histogram
 
 from app.telemetry.metrics import Metrics
 
 DOCKER = Path(__file__).parents[2] / "docker"
 DASHBOARDS = sorted((DOCKER / "grafana/dashboards").glob("*.json"))
 RULES = yaml.safe_load((DOCKER / "prometheus/rules.yml").read_text())
+METRICS = [metric for metric in vars(Metrics()).values() if hasattr(metric, "describe")]
+SCALING = yaml.safe_load((DOCKER / "k8s/scaling.yaml").read_text())
 BOX = "295,15,545,595"
 JPEG = {"Content-Type": "image/jpeg"}
 
 
 def panels() -> list[tuple[str, dict]]:
-    return [(file.stem, panel) for file in DASHBOARDS for panel in json.loads(file.read_text())["panels"]]
+    every = [(file.stem, panel) for file in DASHBOARDS for panel in json.loads(file.read_text())["panels"]]
+    return [(name, panel) for name, panel in every if panel["type"] != "row"]
 
 
 def queries() -> Iterator[tuple[str, str]]:
@@ -34,16 +40,17 @@ def queries() -> Iterator[tuple[str, str]]:
     for group in RULES["groups"]:
         for rule in group["rules"]:
             yield rule.get("alert", rule.get("record")), rule["expr"]
+    for trigger in SCALING["spec"]["triggers"]:
+        yield "the autoscaler", trigger["metadata"]["query"]
 
 
 def told() -> set[str]:
     """Every sample name that the service, Prometheus itself and the recording rules tell."""
     names = {"up"} | {rule["record"] for group in RULES["groups"] for rule in group["rules"] if "record" in rule}
     kinds = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
-    for metric in vars(Metrics()).values():
-        if hasattr(metric, "describe"):
-            for family in metric.describe():
-                names |= {family.name + suffix for suffix in kinds[family.type]}
+    for metric in METRICS:
+        for family in metric.describe():
+            names |= {family.name + suffix for suffix in kinds[family.type]}
     return names | {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"}
 
 
@@ -64,6 +71,16 @@ def test_a_query_asks_for_metrics_that_there_are(where, expression):
     assert names <= told(), where
 
 
+@pytest.mark.parametrize(("where", "expression"), list(queries()))
+def test_a_query_asks_for_labels_that_there_are(where, expression):
+    labels = {"job", "instance", "le", "__name__", *(name for metric in METRICS for name in metric._labelnames)}
+    named = re.findall(r"(\w+)=~?\"", expression)
+    grouped = re.findall(r"\b(?:by|without|on|group_left|group_right) ?\(([^)]*)\)", expression)
+    assert {*named, *(name for names in grouped for name in re.findall(r"\w+", names))} <= labels, where
+    edges = {str(edge) for metric in METRICS if isinstance(metric, Histogram) for edge in metric._upper_bounds}
+    assert set(re.findall(r'\ble="([^"]*)"', expression)) <= edges, where
+
+
 @pytest.mark.parametrize(("dashboard", "panel"), panels())
 def test_a_panel_names_its_metric_and_says_what_it_means(dashboard, panel):
     assert re.search(r"\b(pose|process)_\w+|\bup\b", panel["description"]), panel["title"]
@@ -75,7 +92,9 @@ def test_dashboards_link_to_each_other_and_choose_instances_and_models():
     for file in DASHBOARDS:
         board = json.loads(file.read_text())
         assert board["links"][0]["tags"] == board["tags"] == ["pose"]
-        assert {variable["name"] for variable in board["templating"]["list"]} == {"instance", "model"}
+        variables = {variable["name"] for variable in board["templating"]["list"]}
+        assert variables >= {"instance", "model"}
+        assert set(re.findall(r"\$([a-z]+)", json.dumps(board["panels"]))) <= variables
 
 
 def test_alerts_say_what_to_do():
@@ -107,14 +126,16 @@ def prometheus(start_service, t_pose, tmp_path_factory) -> Iterator[httpx.Client
     """A real Prometheus with our rules that has scraped a service under load, of every kind of request, for half a minute."""
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not on the PATH")
-    service = start_service()
+    service = start_service(queue_crops=40)
     folder = tmp_path_factory.mktemp("prometheus")
     shutil.copy(DOCKER / "prometheus/rules.yml", folder)
     config = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"] = [{"job_name": "pose", "static_configs": [{"targets": [f"127.0.0.1:{service.port}"]}]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    arguments = ["--web.listen-address=127.0.0.1:19090", f"--storage.tsdb.path={folder}/data"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    arguments = [f"--web.listen-address=127.0.0.1:{port}", f"--storage.tsdb.path={folder}/data"]
     running = subprocess.Popen(
         ["prometheus", f"--config.file={folder}/prometheus.yml", *arguments], stderr=subprocess.DEVNULL
     )
@@ -126,16 +147,18 @@ def prometheus(start_service, t_pose, tmp_path_factory) -> Iterator[httpx.Client
                 client.post("/v1/pose", params={"boxes": ";".join([BOX] * 4)}, content=t_pose, headers=JPEG)
                 client.post("/v1/pose", content=t_pose, headers=JPEG)
                 client.post("/v1/pose", params={"boxes": BOX}, content=b"no picture", headers=JPEG)
-                client.post(
-                    "/v1/pose", params={"boxes": ";".join([BOX] * 30), "timeout_ms": 100}, content=t_pose, headers=JPEG
-                )
+                many = {"boxes": ";".join([BOX] * 30), "timeout_ms": random.choice((100, 60_000))}
+                client.post("/v1/pose", params=many, content=t_pose, headers=JPEG)
 
     clients = [threading.Thread(target=load) for _ in range(3)]
     for client in clients:
         client.start()
     try:
-        with httpx.Client(base_url="http://127.0.0.1:19090", timeout=20) as client:
-            time.sleep(30)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            for code in ("queue_full", "deadline_exceeded"):
+                service.wait_until(lambda code=code: service.metric("pose_rejected_total", code=code) > 0, 180)
+            service.wait_until(lambda: service.metric("pose_dropped_crops_total") > 0, 180)
+            time.sleep(25)  # so many seconds of scrapes have rates
             yield client
     finally:
         done.set()
@@ -146,7 +169,7 @@ def prometheus(start_service, t_pose, tmp_path_factory) -> Iterator[httpx.Client
 
 
 def answer(prometheus: httpx.Client, expression: str) -> list:
-    for variable, value in (("$__rate_interval", "10s"), ("$instance", ".*"), ("$model", ".*")):
+    for variable, value in (("$__rate_interval", "10s"), ("$instance", ".*"), ("$model", ".*"), ("$stage", ".*")):
         expression = expression.replace(variable, value)
     return prometheus.get("/api/v1/query", params={"query": expression}).raise_for_status().json()["data"]["result"]
 
@@ -166,6 +189,21 @@ def test_no_panel_shows_a_number_that_is_none(prometheus):
         for target in panel["targets"]:
             for sample in answer(prometheus, target["expr"]):
                 assert sample["value"][1] != "NaN", panel["title"]
+
+
+def test_the_autoscaler_gets_one_number_of_each_trigger(prometheus):
+    for trigger in SCALING["spec"]["triggers"]:
+        assert len(answer(prometheus, trigger["metadata"]["query"])) == 1, trigger
+
+
+def test_every_record_and_alert_asks_for_series_that_there_are(prometheus):
+    selectors = {
+        found
+        for group in RULES["groups"]
+        for rule in group["rules"]
+        for found in re.findall(r"\b(?:up|process_\w+|pose[_:][\w:]+)\b(?:\{[^}]*\})?", rule["expr"])
+    }
+    assert [selector for selector in selectors if not answer(prometheus, selector)] == []
 
 
 def test_every_alert_can_be_asked(prometheus):

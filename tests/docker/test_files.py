@@ -1,0 +1,203 @@
+"""What Docker, nginx, Compose and Kubernetes are told fits the service's settings, and keeps containers within bounds."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "docker/k8s"
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+NGINX = (ROOT / "docker/nginx/nginx.conf").read_text()
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES = COMPOSE["services"]
+MANIFESTS = {file.stem: yaml.safe_load(file.read_text()) for file in K8S.glob("*.yaml")}
+LAST_REQUESTS_SECONDS = 1
+
+
+def default(name: str) -> int:
+    return Settings.model_fields[name].default
+
+
+def seconds(duration: str) -> int:
+    return int(duration.removesuffix("s"))
+
+
+# The image
+
+
+def test_the_image_runs_as_a_fixed_user_without_a_shell():
+    last = DOCKERFILE.split("\nFROM ")[-1]
+    assert re.search(r"^USER \d+:\d+$", last, re.MULTILINE)
+    assert re.search(r'^ENTRYPOINT \["', last, re.MULTILINE)
+    assert re.search(r'^ +CMD \["python"', last, re.MULTILINE)
+    assert not re.search(r"apt-get|pip install|curl", last)
+
+
+def test_dependencies_of_the_image_are_locked():
+    assert "--require-hashes" in DOCKERFILE
+    assert "--only-binary=:all:" in DOCKERFILE
+    pins = [line for line in (ROOT / "requirements/service.txt").read_text().splitlines() if re.match(r"\w", line)]
+    assert pins
+    assert all("==" in pin for pin in pins)
+
+
+def test_the_image_gets_only_what_it_needs():
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert kept == {"app", "model_store", "requirements/service.txt"}
+    copied = re.findall(r"^COPY (?!--from)(\S+)", DOCKERFILE, re.MULTILINE)
+    assert set(copied) == kept
+
+
+# Compose
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_kept_within_bounds(name):
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"memory", "pids"} <= service["deploy"]["resources"]["limits"].keys()
+    assert service.get("read_only") or name == "grafana"
+    assert "healthcheck" in service or "HEALTHCHECK" in DOCKERFILE
+    assert name in ("pose", "replica") or not service["image"].endswith(":latest")
+
+
+def test_only_the_api_is_published_beyond_this_machine():
+    for name, service in SERVICES.items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:") or name in ("pose", "nginx")
+
+
+def test_the_drain_fits_into_the_time_to_stop():
+    assert seconds(SERVICES["pose"]["stop_grace_period"]) > default("drain_s") + LAST_REQUESTS_SECONDS
+
+
+def test_compose_hands_on_the_defaults():
+    for name, value in SERVICES["pose"]["environment"].items():
+        if name != "POSE_API_KEYS":
+            told = re.fullmatch(rf"\$\{{{name}:?-(.*)\}}", value)[1]
+            assert told == str(default(name.removeprefix("POSE_").lower()))
+
+
+def test_prometheus_looks_for_every_service_of_the_image():
+    (scraped,) = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    (names,) = (each["names"] for each in scraped["dns_sd_configs"])
+    assert set(names) == {name for name, service in SERVICES.items() if "build" in service}
+
+
+def test_grafana_finds_what_the_dashboards_name():
+    (source,) = yaml.safe_load((ROOT / "docker/grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    assert (source["uid"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    (provider,) = yaml.safe_load((ROOT / "docker/grafana/provisioning/dashboards/pose.yml").read_text())["providers"]
+    folders = [volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"]]
+    assert ["./docker/grafana/dashboards", provider["options"]["path"]] in folders
+    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (ROOT / "docker/grafana/dashboards" / Path(home).name).exists()
+
+
+# nginx
+
+
+def directive(name: str) -> str:
+    (value,) = re.findall(rf"^\s*{name} ([^;]+);", NGINX, re.MULTILINE)
+    return value
+
+
+def test_nginx_has_the_limits_of_the_service():
+    assert directive("client_max_body_size") == f"{default('max_body_bytes') // 2**20}m"
+    assert seconds(directive("client_body_timeout")) == default("body_timeout_s")
+    assert seconds(directive("proxy_read_timeout")) * 1000 > default("max_timeout_ms")
+
+
+def test_nginx_asks_another_replica_though_it_is_a_post():
+    assert {"error", "timeout", "http_503", "http_429", "non_idempotent"} <= set(directive("proxy_next_upstream").split())
+
+
+# Kubernetes
+
+
+def test_the_manifests_choose_the_same_pods():
+    (pairs,) = (each["pairs"] for each in MANIFESTS["kustomization"]["labels"])
+    pod = MANIFESTS["deployment"]["spec"]["template"]
+    assert pod["metadata"]["labels"] == MANIFESTS["deployment"]["spec"]["selector"]["matchLabels"] == pairs
+    assert MANIFESTS["service"]["spec"]["selector"] == MANIFESTS["service"]["metadata"]["labels"] == pairs
+    assert MANIFESTS["disruption"]["spec"]["selector"]["matchLabels"] == pairs
+    assert MANIFESTS["monitor"]["spec"]["selector"]["matchLabels"] == pairs
+    assert MANIFESTS["scaling"]["spec"]["scaleTargetRef"]["name"] == MANIFESTS["deployment"]["metadata"]["name"]
+    assert set(MANIFESTS["kustomization"]["resources"]) == {f"{name}.yaml" for name in MANIFESTS} - {"kustomization.yaml"}
+    (port,) = pod["spec"]["containers"][0]["ports"]
+    assert MANIFESTS["service"]["spec"]["ports"][0]["targetPort"] == MANIFESTS["monitor"]["spec"]["endpoints"][0]["port"]
+    assert port["containerPort"] == default("port")
+
+
+def test_a_pod_has_whole_cores_of_its_own_and_may_do_nothing_else():
+    pod = MANIFESTS["deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    resources = container["resources"]
+    assert resources["requests"] == resources["limits"]
+    assert float(resources["limits"]["cpu"]).is_integer()
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert f"USER {pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" in DOCKERFILE
+
+
+def test_a_pod_has_time_to_drain():
+    pod = MANIFESTS["deployment"]["spec"]["template"]["spec"]
+    before = int(re.search(r"sleep\((\d+)\)", pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])[1])
+    assert pod["terminationGracePeriodSeconds"] > before + LAST_REQUESTS_SECONDS + default("drain_s")
+
+
+@pytest.mark.parametrize("name", ["deployment", "service", "disruption"])
+@pytest.mark.parametrize("version", ["1.32", "1.34", "1.37"])
+def test_kubernetes_takes_the_manifest(name, version):
+    if importlib.util.find_spec("kubernetes_validate") is None:
+        pytest.skip("kubernetes-validate is not installed (pip install kubernetes-validate)")
+    import kubernetes_validate
+
+    kubernetes_validate.validate(MANIFESTS[name], version, strict=True)
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
+def test_kustomize_puts_the_manifests_together():
+    made = subprocess.run(["kubectl", "kustomize", K8S], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    kinds = [each["kind"] for each in yaml.safe_load_all(made.stdout)]
+    assert sorted(kinds) == ["Deployment", "PodDisruptionBudget", "ScaledObject", "Service", "ServiceMonitor"]
+
+
+# What the page on Kubernetes says
+
+
+def test_the_simulated_day_is_the_one_on_the_page():
+    page = (K8S / "README.md").read_text()
+    (command,) = re.findall(r"`python (docker/k8s/simulate\.py[^`]*)`", page)
+    said = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout in page
+
+
+def test_the_simulation_scales_as_the_cluster_would():
+    scope: dict = {"__name__": "simulate"}
+    exec(compile((K8S / "simulate.py").read_text(), "simulate.py", "exec"), scope)
+    scaling = MANIFESTS["scaling"]["spec"]
+    assert (scope["LEAST"], scope["MOST"]) == (scaling["minReplicaCount"], scaling["maxReplicaCount"])
+    assert scope["POLL"] == scaling["pollingInterval"]
+    busy, waiting, _ = scaling["triggers"]
+    assert scope["BUSY_GOAL"] * 10 == float(busy["metadata"]["threshold"])
+    assert scope["WAIT_GOAL"] * 10 == float(waiting["metadata"]["threshold"])
+    behavior = scaling["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert scope["CALM"] == behavior["scaleDown"]["stabilizationWindowSeconds"] == scaling["cooldownPeriod"]
+    assert {policy["periodSeconds"] for policy in behavior["scaleUp"]["policies"]} == {scope["UP_EVERY"]}
+    assert scope["QUEUE"] == default("queue_crops")
