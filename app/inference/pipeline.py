@@ -77,7 +77,7 @@ class People:
     height: int
     boxes: Float64  # [N, 4]
     box_scores: Float64  # [N]
-    keypoints: Float64  # [N, K, 3]: x, y, score
+    keypoints: Float64  # [N, K, 3 or 4]: x, y, score and, of a calibrated model, the expected error
     scores: Float64  # [N]
     pixels: UInt8 | None = None
 

@@ -20,7 +20,8 @@ def calibrated(start_service, tmp_path_factory):
     described = re.sub(r"(?m)^\[calibration\]\n(.+\n)*", "", (SHIPPED / "model.toml").read_text())
     for name, more in (("sure", CALIBRATION), ("unsure", "")):
         (store / name / "1").mkdir(parents=True)
-        (store / name / "1/model.onnx").symlink_to(SHIPPED / "model.onnx")
+        for file in ("model.onnx", "golden.png"):
+            (store / name / "1" / file).symlink_to(SHIPPED / file)
         text = described.replace('name = "lpn50"', f'name = "{name}"')
         (store / name / "1/model.toml").write_text(text.replace("[keypoints]", f"{more}\n[keypoints]"))
     return start_service(model_store=store, detector="", default_model="sure", max_batch_crops=2).client
