@@ -49,7 +49,7 @@ def store(tmp_path):
     """A store with a copy of the shipped model, to be calibrated anew."""
     folder = tmp_path / "store/lpn50/1"
     folder.mkdir(parents=True)
-    for file in ("model.onnx", "model.toml"):
+    for file in ("model.onnx", "model.toml", "golden.png"):
         (folder / file).write_bytes((STORED / file).read_bytes())
     return tmp_path / "store"
 
