@@ -34,6 +34,7 @@ def panel(kind: str, title: str, description: str, unit: str, *queries: Panel, *
     }
     if kind == "stat":
         defaults["color"] = {"mode": "thresholds"}
+        queries = tuple(each | {"instant": True, "range": False} for each in queries)  # now, or "no traffic"
     return {
         "type": kind,
         "title": title,

@@ -62,7 +62,8 @@ def name(legend: str, labels: dict[str, str]) -> str:
 
 
 def draw_stat(axes: Axes, panel: Panel, answers: list[Series]) -> None:
-    value = answers[0][0][2][-1] if answers[0] else None
+    current = [values[-1] for _, at, values in answers[0] if at[-1] * 60 > -STEP]
+    value = current[0] if current else None
     unit = panel["fieldConfig"]["defaults"]["unit"]
     text, ink = ("no traffic", COLOURS["text"]) if value is None else (told(value, unit), colour(value, panel))
     axes.text(0.5, 0.42, text, ha="center", va="center", fontsize=23, color=ink, weight="bold", transform=axes.transAxes)

@@ -88,6 +88,12 @@ def test_a_panel_names_its_metric_and_says_what_it_means(dashboard, panel):
     assert {target["datasource"]["uid"] for target in panel["targets"]} == {"prometheus"}
 
 
+def test_single_figures_are_of_this_moment():
+    targets = [target for _, panel in panels() if panel["type"] == "stat" for target in panel["targets"]]
+    assert len(targets) == 6
+    assert all(target["instant"] and not target["range"] for target in targets)
+
+
 def test_dashboards_link_to_each_other_and_choose_instances_and_models():
     for file in DASHBOARDS:
         board = json.loads(file.read_text())
