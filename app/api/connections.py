@@ -4,8 +4,11 @@ Everything here happens before or after a request is the application's, so its a
 """
 
 import asyncio
+import select
+import socket
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -91,6 +94,31 @@ class Connection(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
 
+    def shutdown(self) -> None:
+        """Close as the service stops; a request that is being read or answered, or lies unread, is answered first.
+
+        A connection that has had no request yet gets a moment for it: closing under one that arrives would reset it.
+        """
+        if self.cycle is None and not self._head_bytes:
+            self.loop.call_later(_LAST_REQUESTS_SECONDS, self._close_unless_used)
+        else:
+            self._close_unless_used()
+
+    def _close_unless_used(self) -> None:
+        if self.idle and not self._head_bytes and not self._something_to_read:
+            self.transport.close()
+        elif self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    @property
+    def _something_to_read(self) -> bool:
+        """Whether the socket holds bytes that the event loop has not seen yet."""
+        if self.transport.is_closing():
+            return False
+        unseen = select.poll()
+        unseen.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(unseen.poll(0))
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own words
         self._refuse(Problem("malformed_body", "The bytes on this connection are not HTTP/1.1."))
 
@@ -137,9 +165,27 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._pipeline = pipeline
 
-    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop: no connection is closed under a request that is on its way."""
         self._pipeline.draining = True
         if self.server_state.connections:
             await asyncio.sleep(_LAST_REQUESTS_SECONDS)
+        for listener in sockets or []:
+            await self._take_the_last(listener)
         await super().shutdown(sockets)
+
+    async def _take_the_last(self, listener: socket.socket) -> None:
+        """Stop to listen, but take the connections that the kernel has made already: it would reset them."""
+        waiting = []
+        with suppress(BlockingIOError):
+            while True:
+                waiting.append(listener.accept()[0])
+        listener.shutdown(socket.SHUT_RDWR)
+        for connection in waiting:
+            connection.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
