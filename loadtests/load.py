@@ -1,7 +1,8 @@
 """Latency and throughput of a running service: `.venv/bin/python loadtests/load.py [--clients 1 2 8] [--requests 100]`.
 
-Sends one of the repository's photos with one box again and again from a fixed number of clients, each waiting for its answer,
-and checks every answer. Loopback on one machine: the client's own work is in the figures.
+Sends one of the repository's photos with boxes (0: none, the detector searches it) again and again from a fixed number of
+clients, each waiting for its answer, and checks every answer. `--mixed` shows whether boxed and searched pictures starve one
+another. Loopback on one machine: the client's own work is in the figures.
 """
 
 import argparse
@@ -16,32 +17,70 @@ PHOTO = Path(__file__).parent.parent / "tests/data/photos/t_pose_cc0.jpg"
 BOX = "295,15,545,595"
 
 
-async def measure(url: str, clients: int, requests: int, boxes: int) -> str:
-    """One line of the table: `requests` requests of `boxes` boxes each from `clients` clients."""
-    photo = PHOTO.read_bytes()
-    milliseconds: list[float] = []
-    left = iter(range(requests))
+class Clients:
+    """Clients that send the photo with `boxes` boxes, and how many milliseconds their answers took."""
 
-    async def client(http: httpx.AsyncClient) -> None:
-        for _ in left:
-            started = time.perf_counter()
-            answer = await http.post(
-                "/v1/pose",
-                params={"boxes": ";".join([BOX] * boxes)},
-                content=photo,
-                headers={"Content-Type": "image/jpeg"},
-            )
-            milliseconds.append((time.perf_counter() - started) * 1000)
-            if len(answer.raise_for_status().json()["annotations"]) != boxes:
-                raise ValueError(f"an answer holds other than {boxes} people")
+    def __init__(self, count: int, boxes: int) -> None:
+        self.count = count
+        self.boxes = boxes
+        self.sent = 0
+        self.milliseconds: list[float] = []
 
-    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+    async def ask(self, http: httpx.AsyncClient, photo: bytes) -> None:
+        """One request and its answer."""
+        self.sent += 1
+        options = {"boxes": ";".join([BOX] * self.boxes)} if self.boxes else {"max_people": "1"}
         started = time.perf_counter()
-        await asyncio.gather(*(client(http) for _ in range(clients)))
-        seconds = time.perf_counter() - started
-    p50, p95, p99 = np.percentile(milliseconds, [50, 95, 99])
-    rates = f"{requests / seconds:.1f} | {requests * boxes / seconds:.1f}"
-    return f"| {clients} | {boxes} | {requests} | {p50:.1f} | {p95:.1f} | {p99:.1f} | {rates} |"
+        answer = await http.post("/v1/pose", params=options, content=photo, headers={"Content-Type": "image/jpeg"})
+        self.milliseconds.append((time.perf_counter() - started) * 1000)
+        people = len(answer.raise_for_status().json()["annotations"])
+        if people != (self.boxes or 1):
+            raise ValueError(f"an answer holds {people} people")
+
+    def row(self, seconds: float, beside: str = "") -> str:
+        """A line of the table."""
+        requests = len(self.milliseconds)
+        p50, p95, p99 = np.percentile(self.milliseconds, [50, 95, 99])
+        rates = f"{requests / seconds:.1f} | {requests * (self.boxes or 1) / seconds:.1f}"
+        boxes = self.boxes or "found"
+        return f"| {self.count} | {boxes} | {beside}{requests} | {p50:.1f} | {p95:.1f} | {p99:.1f} | {rates} |"
+
+
+async def measure(url: str, groups: list[Clients], requests: int) -> float:
+    """The seconds that it took until each group had `requests` answers; a group that is done goes on meanwhile."""
+    photo = PHOTO.read_bytes()
+
+    async def client(http: httpx.AsyncClient, group: Clients) -> None:
+        while any(other.sent < requests for other in groups):
+            await group.ask(http, photo)
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
+        started = time.perf_counter()
+        await asyncio.gather(*(client(http, group) for group in groups for _ in range(group.count)))
+        return time.perf_counter() - started
+
+
+async def mixed(url: str, requests: int) -> None:
+    """Four clients with a box and four without, each alone and then together."""
+    print("| clients | boxes | beside | requests | p50 ms | p95 ms | p99 ms | requests/s | people/s |")
+    print("| --- " * 9 + "|")
+    for kinds in ([1], [0], [1, 0]):
+        groups = [Clients(4, boxes) for boxes in kinds]
+        seconds = await measure(url, groups, requests)
+        for group in groups:
+            beside = "".join(f"4 × {other.boxes or 'found'}" for other in groups if other is not group) or "nothing"
+            print(group.row(seconds, f"{beside} | "), flush=True)
+
+
+async def alone(url: str, clients: list[int], boxes: list[int], requests: int) -> None:
+    """Every number of clients with every number of boxes."""
+    print("| clients | boxes | requests | p50 ms | p95 ms | p99 ms | requests/s | people/s |")
+    print("| --- " * 8 + "|")
+    for number in boxes:
+        for count in clients:
+            group = Clients(count, number)
+            print(group.row(await measure(url, [group], requests)), flush=True)
 
 
 def main() -> None:
@@ -49,14 +88,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Latency and throughput of a running service.")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 8])
-    parser.add_argument("--boxes", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--boxes", type=int, nargs="+", default=[0, 1, 4], help="a photo; 0: the detector finds them")
     parser.add_argument("--requests", type=int, default=100)
+    parser.add_argument("--mixed", action="store_true", help="boxed and searched pictures alone and together")
     arguments = parser.parse_args()
-    print("| clients | boxes | requests | p50 ms | p95 ms | p99 ms | requests/s | people/s |")
-    print("| --- " * 8 + "|")
-    for boxes in arguments.boxes:
-        for clients in arguments.clients:
-            print(asyncio.run(measure(arguments.url, clients, arguments.requests, boxes)), flush=True)
+    if arguments.mixed:
+        asyncio.run(mixed(arguments.url, arguments.requests))
+    else:
+        asyncio.run(alone(arguments.url, arguments.clients, arguments.boxes, arguments.requests))
 
 
 if __name__ == "__main__":
