@@ -1,0 +1,167 @@
+"""Shapes and joint rotations → posed bodies with their keypoints, and whatever they wear; linear blend skinning.
+
+The formulas are those of the body's own documentation: bones follow one or two joints of the pose skeleton, and a limb's twist
+is spread along it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.synthetic.assets import Body, Garment
+
+LEFT_AND_RIGHT = ((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (20, 21))  # joints of the pose skeleton
+ARMS = ((13, 16, 18, 20), (14, 17, 19, 21))
+_MIRROR = list(range(22))
+for _left, _right in LEFT_AND_RIGHT:
+    _MIRROR[_left], _MIRROR[_right] = _right, _left
+_KEPT_APART = 0.07  # metres between limbs' axes, and from them to the trunk's, for a person of 1.7 m
+
+
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """N bodies: rest and posed vertices [N, V, 3], transforms of the vertices [N, V, 3, 4], keypoints [N, 17, 3], in metres."""
+
+    rest: Tensor
+    vertices: Tensor
+    transforms: Tensor
+    keypoints: Tensor
+    heights: Tensor  # [N] of the rest bodies
+
+
+def pose(body: Body, shapes: Tensor, q: Tensor) -> Posed:
+    """Shape coefficients [N, K] and joint rotations q [N, 22, 4] → bodies about the pose's own origin."""
+    rest = body.mean + torch.einsum("nk,kvc->nvc", shapes, body.basis)
+    heads = body.bone_mean + torch.einsum("nk,kbc->nbc", shapes, body.bone_basis)
+    rotations = _bone_rotations(body, q)
+    places = [heads[:, 0]]
+    for bone, parent in enumerate(body.bone_parent):
+        if parent >= 0:
+            step = (heads[:, bone] - heads[:, parent])[:, :, None]
+            places.append(places[parent] + (rotations[:, parent] @ step)[:, :, 0])
+    shift = torch.stack(places, 1)[..., None] - rotations @ heads[..., None]
+    bones = torch.cat([rotations, shift], 3)  # [N, B, 3, 4]
+    transforms = (body.skin @ bones.flatten(2)).unflatten(2, (3, 4))
+    vertices = _moved(transforms, rest)
+    used = rest[:, body.triangles.unique()]
+    return Posed(rest, vertices, transforms, body.keypoints @ vertices, used[..., 1].amax(1) - used[..., 1].amin(1))
+
+
+def wear(garment: Garment, posed: Posed, person: int) -> tuple[Tensor, Tensor]:
+    """The garment's rest and posed vertices [G, 3] on one of the bodies."""
+    rest = posed.rest[person]
+    gains = torch.stack([(rest[a, axis] - rest[b, axis]).abs() / ref for axis, (a, b, ref) in enumerate(garment.scales)])
+    fitted = (garment.weights[..., None] * rest[garment.vertices]).sum(1) + garment.offsets * gains
+    share = garment.weights.clamp(min=0)
+    share = share / share.sum(1, keepdim=True).clamp(min=1e-6)
+    transforms = (share[..., None, None] * posed.transforms[person][garment.vertices]).sum(1)
+    return fitted, _moved(transforms, fitted)
+
+
+def mirrored(q: Tensor) -> Tensor:
+    """Rotations q [N, 22, 4] of the same poses seen in a mirror."""
+    return q[:, _MIRROR] * torch.tensor([1.0, 1.0, -1.0, -1.0])
+
+
+def turned(q: Tensor, yaw: Tensor) -> Tensor:
+    """Rotations q [N, 22, 4] with the whole person turned about the vertical by yaw [N] in radians."""
+    turn = torch.stack([torch.cos(yaw / 2), 0 * yaw, torch.sin(yaw / 2), 0 * yaw], 1)
+    return torch.cat([product(turn, q[:, 0])[:, None], q[:, 1:]], 1)
+
+
+def entangled(keypoints: Tensor, heights: Tensor) -> Tensor:
+    """Whether a limb [N] goes through the trunk, or through another limb: keypoints [N, 17, 3] in metres."""
+    least = _KEPT_APART * heights / 1.7
+    trunk = (keypoints[:, 11:13].mean(1), keypoints[:, 5:7].mean(1))
+    limbs = {name: (keypoints[:, a], keypoints[:, b]) for name, a, b in _LIMBS}
+    found = torch.zeros(len(keypoints), dtype=torch.bool)
+    for name in ("left forearm", "right forearm", "left shin", "right shin"):
+        found |= _gap(limbs[name], trunk) < least
+    for first, second in _CROSSINGS:
+        found |= _gap(limbs[first], limbs[second]) < 0.8 * least
+    return found
+
+
+_LIMBS = (
+    ("left forearm", 7, 9),
+    ("right forearm", 8, 10),
+    ("left thigh", 11, 13),
+    ("right thigh", 12, 14),
+    ("left shin", 13, 15),
+    ("right shin", 14, 16),
+)
+_CROSSINGS = (
+    ("left shin", "right shin"),
+    ("left forearm", "left thigh"),
+    ("left forearm", "right thigh"),
+    ("right forearm", "left thigh"),
+    ("right forearm", "right thigh"),
+)
+
+
+def _gap(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    """The least distance [N] of ten points of each segment."""
+    steps = torch.linspace(0, 1, 10)[:, None]
+    a, b = (start[:, None] + steps * (end - start)[:, None] for start, end in (first, second))
+    return torch.cdist(a, b).flatten(1).amin(1)
+
+
+def _moved(transforms: Tensor, points: Tensor) -> Tensor:
+    return (transforms[..., :3] @ points[..., None])[..., 0] + transforms[..., 3]
+
+
+def _bone_rotations(body: Body, q: Tensor) -> Tensor:
+    """Joint rotations q [N, 22, 4] → rotations of the bones from rest to pose [N, B, 3, 3]."""
+    in_world: list[Tensor] = []
+    for joint, parent in enumerate(body.joint_parent):
+        in_world.append(q[:, joint] if parent < 0 else product(in_world[parent], q[:, joint]))
+    joints = torch.stack(in_world, 1)
+    aligned = product(joints, body.rest_align)
+    first, second = aligned[:, body.bone_joints[:, 0]], aligned[:, body.bone_joints[:, 1]]
+    second = torch.where((first * second).sum(2, keepdim=True) < 0, -second, second)
+    mix = body.bone_mix[:, None]
+    bones = torch.nn.functional.normalize((1 - mix) * first + mix * second, dim=2)
+    # The twist of a joint about its limb, half of whose angle is `half`.
+    twisted = body.twist_joint >= 0
+    joint, driver = body.twist_joint[twisted], body.bone_joints[twisted, 0]
+    axis = body.twist_axis[joint]
+    half = torch.atan2((q[:, joint, 1:] * axis).sum(2), q[:, joint, 0])
+    half = (torch.remainder(half + torch.pi / 2, torch.pi) - torch.pi / 2) * body.twist_gain[twisted]
+    twist = torch.cat([torch.cos(half)[..., None], torch.sin(half)[..., None] * axis], 2)
+    bones[:, twisted] = product(product(joints[:, driver], twist), body.rest_align[driver])
+    return _matrices(bones)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Quaternions [..., 4] (w, x, y, z): first b, then a."""
+    w1, x1, y1, z1 = a.unbind(-1)
+    w2, x2, y2, z2 = b.unbind(-1)
+    return torch.stack(
+        [
+            w1 * w2 - x1 * x2 - y1 * y2 - z1 * z2,
+            w1 * x2 + x1 * w2 + y1 * z2 - z1 * y2,
+            w1 * y2 - x1 * z2 + y1 * w2 + z1 * x2,
+            w1 * z2 + x1 * y2 - y1 * x2 + z1 * w2,
+        ],
+        -1,
+    )
+
+
+def _matrices(q: Tensor) -> Tensor:
+    """Unit quaternions [..., 4] → rotation matrices [..., 3, 3]."""
+    w, x, y, z = q.unbind(-1)
+    return torch.stack(
+        [
+            1 - 2 * (y * y + z * z),
+            2 * (x * y - w * z),
+            2 * (x * z + w * y),
+            2 * (x * y + w * z),
+            1 - 2 * (x * x + z * z),
+            2 * (y * z - w * x),
+            2 * (x * z - w * y),
+            2 * (y * z + w * x),
+            1 - 2 * (x * x + y * y),
+        ],
+        -1,
+    ).unflatten(-1, (3, 3))
