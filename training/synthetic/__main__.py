@@ -1,6 +1,6 @@
-"""Rendered people as a COCO keypoint set: `python -m training.synthetic --assets DIR --count N --out DIR [--backgrounds FILE]`.
+"""Rendered people as a COCO keypoint set: `python -m training.synthetic --assets DIR --count N --out DIR`.
 
-Writes OUT.json beside OUT-0.zip in DIR; a picture depends on the seed and its number alone.
+Writes rendered.json and rendered-0.zip; a picture depends on the seed and its number alone.
 """
 
 import argparse
@@ -65,7 +65,9 @@ def write_set(studio: Studio, count: int, out: Path) -> None:
             pixels, people = studio.picture(number)
             name = f"{number:06d}.webp"
             data = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, 92])[1].tobytes()
-            archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo: without the time, so that the same seed gives the same file
+            archive.writestr(
+                zipfile.ZipInfo(name), data
+            )  # ZipInfo: without the time, so that the same seed gives the same file
             height, width = pixels.shape[:2]
             content["images"].append(
                 {"id": number, "file_name": name, "zip": "rendered-0.zip", "width": width, "height": height}
@@ -76,16 +78,22 @@ def write_set(studio: Studio, count: int, out: Path) -> None:
             if now - told > 5 or number == count - 1:
                 labelled = sum(person["num_keypoints"] > 0 for person in content["annotations"])
                 rate = labelled / (now - started)
-                print(f"{number + 1} of {count} pictures, {labelled} people, {rate:.1f} people/s", file=sys.stderr, flush=True)
+                print(
+                    f"{number + 1} of {count} pictures, {labelled} people, {rate:.1f} people/s", file=sys.stderr, flush=True
+                )
                 told = now
     write_whole(out / "rendered.json", json.dumps(content))
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.synthetic", description="Rendered people as a COCO keypoint set.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.synthetic", description="Rendered people as a COCO keypoint set."
+    )
     parser.add_argument("--assets", type=Path, required=True, help="folder of poses.npz, anny_compact.npz and the garments")
-    parser.add_argument("--backgrounds", type=Path, help="COCO file of photos with nobody in them; without it plain gradients")
+    parser.add_argument(
+        "--backgrounds", type=Path, help="COCO file of photos with nobody in them; without it plain gradients"
+    )
     parser.add_argument("--count", type=int, required=True, help="pictures; there are about two people in each")
     parser.add_argument("--out", type=Path, required=True, help="folder for rendered.json and rendered-0.zip")
     parser.add_argument("--seed", type=int, default=0)

@@ -103,7 +103,7 @@ def load_assets(folder: Path, hdm05: bool = False) -> Assets:
 
 def _arrays(file: Path) -> dict[str, Any]:
     try:
-        with np.load(file) as content:
+        with file.open("rb") as stream, np.load(stream) as content:
             return {key: content[key] for key in content}
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
@@ -125,7 +125,9 @@ def _body(content: dict[str, Any], file: Path) -> Body:
     try:
         vertices, bones = len(content["v_mean"]), len(content["j_mean"])
         skin = torch.zeros(vertices, bones)
-        skin.scatter_add_(1, torch.tensor(content["skin_idx"].astype(np.int64)), torch.tensor(content["skin_w"] / 255).float())
+        skin.scatter_add_(
+            1, torch.tensor(content["skin_idx"].astype(np.int64)), torch.tensor(content["skin_w"] / 255).float()
+        )
         keypoints = torch.zeros(17, vertices)
         for joint in range(17):
             place = slice(content["kp_ptr"][joint], content["kp_ptr"][joint + 1])

@@ -21,7 +21,7 @@ def background(photos: list[Picture], height: int, width: int, rng: np.random.Ge
     if not photos:
         ends = rng.uniform(0, 1, (2, 1, 3))
         ramp = np.linspace(0, 1, height)[:, None, None]
-        return np.asarray(np.broadcast_to(ends[0] + ramp * (ends[1] - ends[0]), (height, width, 3)), np.float32).copy()
+        return np.array(np.broadcast_to(ends[0] + ramp * (ends[1] - ends[0]), (height, width, 3)), np.float32)
     pixels = photos[rng.integers(len(photos))].pixels()
     share = rng.uniform(0.5, 1.0)
     scale = min(pixels.shape[0] / height, pixels.shape[1] / width) * share
@@ -30,4 +30,4 @@ def background(photos: list[Picture], height: int, width: int, rng: np.random.Ge
     part = cv2.resize(pixels[top : top + h, left : left + w], (width, height), interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.5:
         part = part[:, ::-1]
-    return np.ascontiguousarray(part, np.float32) / 255
+    return np.ascontiguousarray(part, np.float32) / np.float32(255)

@@ -1,7 +1,7 @@
 """Shapes and joint rotations → posed bodies with their keypoints, and whatever they wear; linear blend skinning.
 
-The formulas are those of the body's own documentation: bones follow one or two joints of the pose skeleton, and a limb's twist
-is spread along it.
+The formulas are those of the body's own documentation: bones follow one or two joints of the pose skeleton, and a limb's
+twist is spread along it.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _KEPT_APART = 0.07  # metres between limbs' axes, and from them to the trunk's, 
 
 @dataclass(frozen=True, slots=True)
 class Posed:
-    """N bodies: rest and posed vertices [N, V, 3], transforms of the vertices [N, V, 3, 4], keypoints [N, 17, 3], in metres."""
+    """N bodies, in metres: rest and posed vertices [N, V, 3], the vertices' transforms [N, V, 3, 4], keypoints [N, 17, 3]."""
 
     rest: Tensor
     vertices: Tensor
@@ -42,9 +42,9 @@ def pose(body: Body, shapes: Tensor, q: Tensor) -> Posed:
             places.append(places[parent] + (rotations[:, parent] @ step)[:, :, 0])
     shift = torch.stack(places, 1)[..., None] - rotations @ heads[..., None]
     bones = torch.cat([rotations, shift], 3)  # [N, B, 3, 4]
-    transforms = (body.skin @ bones.flatten(2)).unflatten(2, (3, 4))
+    transforms = (body.skin @ bones.flatten(2)).reshape(len(rest), -1, 3, 4)
     vertices = _moved(transforms, rest)
-    used = rest[:, body.triangles.unique()]
+    used = rest[:, torch.unique(body.triangles)]
     return Posed(rest, vertices, transforms, body.keypoints @ vertices, used[..., 1].amax(1) - used[..., 1].amin(1))
 
 
@@ -114,8 +114,8 @@ def _moved(transforms: Tensor, points: Tensor) -> Tensor:
 def _bone_rotations(body: Body, q: Tensor) -> Tensor:
     """Joint rotations q [N, 22, 4] → rotations of the bones from rest to pose [N, B, 3, 3]."""
     in_world: list[Tensor] = []
-    for joint, parent in enumerate(body.joint_parent):
-        in_world.append(q[:, joint] if parent < 0 else product(in_world[parent], q[:, joint]))
+    for number, parent in enumerate(body.joint_parent):
+        in_world.append(q[:, number] if parent < 0 else product(in_world[parent], q[:, number]))
     joints = torch.stack(in_world, 1)
     aligned = product(joints, body.rest_align)
     first, second = aligned[:, body.bone_joints[:, 0]], aligned[:, body.bone_joints[:, 1]]
@@ -164,4 +164,4 @@ def _matrices(q: Tensor) -> Tensor:
             1 - 2 * (x * x + y * y),
         ],
         -1,
-    ).unflatten(-1, (3, 3))
+    ).reshape(*q.shape[:-1], 3, 3)

@@ -13,13 +13,11 @@ _FACE = 5  # the first joints are the face's, over which nothing is worn
 _LEAST_PIXELS = 60  # of a person, drawn, below which it has a box but no keypoints
 
 
-def annotations(
-    scene: Scene, seen: Seen, slack: npt.NDArray[np.float32], oversampled: int
-) -> list[dict[str, Any]]:
+def annotations(scene: Scene, seen: Seen, slack: npt.NDArray[np.float32], oversampled: int) -> list[dict[str, Any]]:
     """An annotation, without ids, for everybody of whom something is seen; places are in pixels of the picture.
 
-    Visibility is the z-buffer's: a joint is hidden (v = 1) where the surface at its pixel is nearer by more than `slack` [17],
-    metres for a person of 1.7 m.
+    Visibility is the z-buffer's: a joint is hidden (v = 1) where the surface at its pixel is nearer by more than
+    `slack` [17], metres for a person of 1.7 m.
     """
     height, width = seen.owner.shape
     projected = scene.camera.project(scene.keypoints).double().numpy()

@@ -40,7 +40,7 @@ class Mesh:
 
 def surface(points: Tensor, rest: Tensor, triangles: Tensor, owner: int, material: Tensor, materials: list[Material]) -> Mesh:
     """A mesh of one owner with smooth normals; points that no triangle uses are left out."""
-    used, numbers = triangles.unique(return_inverse=True)
+    used, numbers = torch.unique(triangles, return_inverse=True)
     points, rest = points[used], rest[used]
     a, b, c = points[numbers].unbind(1)
     across = torch.linalg.cross(b - a, c - a)

@@ -42,7 +42,7 @@ class Regions:
         names = np.array(body.bone_names)
         strongest = names[body.skin.argmax(1).numpy()][body.triangles[:, 0].numpy()]
         centre = body.mean[body.triangles].mean(1).double().numpy()
-        heads = {name: place for name, place in zip(body.bone_names, body.bone_mean.double().numpy(), strict=True)}
+        heads = dict(zip(body.bone_names, body.bone_mean.double().numpy(), strict=True))
         arm, leg = np.full((2, len(centre)), np.nan)
         for side in "LR":
             start, end = heads[f"upperarm01.{side}"], heads[f"wrist.{side}"]
@@ -70,7 +70,7 @@ class Regions:
 
 def _named(strongest: npt.NDArray[np.str_], side: str, *starts: str) -> npt.NDArray[np.bool_]:
     own = np.char.endswith(strongest, side)
-    return own & np.logical_or.reduce([np.char.startswith(strongest, start) for start in starts])
+    return np.asarray(own & np.logical_or.reduce([np.char.startswith(strongest, start) for start in starts]))
 
 
 def dressed(assets: Assets, regions: Regions, posed: Posed, person: int, female: bool, rng: np.random.Generator) -> Mesh:
@@ -82,10 +82,15 @@ def dressed(assets: Assets, regions: Regions, posed: Posed, person: int, female:
     suit = _one(assets.suits, rng, 0.35, "female_" if female else "male_")
     skirt = suit is None and female and rng.random() < 0.35
     sleeve, length = rng.choice([rng.uniform(0.15, 0.5), 1.0]), rng.choice([rng.uniform(0.2, 0.6), 1.0], p=[0.35, 0.65])
-    covered_arm, covered_leg = regions.arm < sleeve, regions.leg < (0.25 if skirt else length)
-    torso = np.isnan(regions.arm) & np.isnan(regions.leg) & (body.part != "head") & (regions.height < rng.uniform(0.45, 0.52))
+    collar = rng.uniform(0.45, 0.52)
+    if suit is not None:  # what it does not cover itself is bare, but for what shows through it about the trunk
+        sleeve, length, collar = 0.0, 0.2, 0.35
+    elif skirt:
+        length = 0.25
+    covered_arm, covered_leg = regions.arm < sleeve, regions.leg < length
+    torso = np.isnan(regions.arm) & np.isnan(regions.leg) & (body.part != "head") & (regions.height < collar)
     material[covered_arm | (torso & (regions.height >= _WAIST))] = _TOP
-    material[covered_leg | (torso & (regions.height < _WAIST))] = _LEGS
+    material[covered_leg | (torso & (regions.height < _WAIST))] = _SKIRT if skirt else _LEGS
     tights = body.group == GROUPS.index("tights")
     if suit is None:
         drawn |= tights & (covered_arm | covered_leg | torso)
@@ -174,7 +179,7 @@ def cloth(rng: np.random.Generator, plain: bool = False) -> Material:
 def _mixed(colours: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
     place = rng.uniform(0, len(colours) - 1)
     low = int(place)
-    return colours[low] + (place - low) * (colours[low + 1] - colours[low]) + rng.normal(0, 0.015, 3)
+    return np.asarray(colours[low] + (place - low) * (colours[low + 1] - colours[low]) + rng.normal(0, 0.015, 3))
 
 
 def _f(values: npt.ArrayLike) -> npt.NDArray[np.float32]:

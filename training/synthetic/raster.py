@@ -18,8 +18,8 @@ _NOTHING = torch.iinfo(torch.int64).max
 def rasterise(points: Tensor, triangles: Tensor, image: Tensor, size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     """The nearest triangle and its depth at each pixel centre of N images of one size (N, height, width).
 
-    points [P, 3] (x and y in pixels, 0 being the centre of the first; depth in metres), triangles [T, 3], image [T] → numbers of
-    triangles [N, H, W], -1 where there is none, and depths [N, H, W] in metres, infinite there.
+    points [P, 3] (x and y in pixels, 0 being the centre of the first; depth in metres), triangles [T, 3], image [T] → numbers
+    of triangles [N, H, W], -1 where there is none, and depths [N, H, W] in metres, infinite there.
     """
     count, height, width = size
     nearest = torch.full((count * height * width,), _NOTHING, device=points.device)
@@ -34,7 +34,7 @@ def rasterise(points: Tensor, triangles: Tensor, image: Tensor, size: tuple[int,
     for window in _WINDOWS:
         chosen = torch.nonzero(drawn & (spans > smaller) & (spans <= window))[:, 0]
         smaller = window
-        for part in chosen.split(max(1, _TESTS_AT_ONCE // window**2)):
+        for part in torch.split(chosen, max(1, _TESTS_AT_ONCE // window**2)):
             _draw(corners[part], area[part], low[part], high[part], part, image[part], window, size, nearest)
     nothing = nearest == _NOTHING
     numbers = torch.where(nothing, -1, nearest & 0xFFFFFFFF)

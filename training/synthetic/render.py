@@ -40,7 +40,7 @@ def render(scene: Scene, background: Float32, patch: Float32, rng: np.random.Gen
     numbers, depths = (values[0] for values in rasterise(projected, mesh.triangles, image, (1, height, width)))
     y, x = torch.nonzero(numbers >= 0, as_tuple=True)
     triangles = numbers[y, x]
-    colours = background * _shadow(scene, projected, (height, width))[..., None]
+    colours = background * _shadow(scene, (height, width))[..., None]
     if len(triangles):
         corners = mesh.triangles[triangles]
         weights = barycentric(projected[corners], x.float(), y.float())[..., None]
@@ -102,7 +102,7 @@ def _lit(light: Light, normals: Tensor) -> Tensor:
     return (light.ambient * sky + (1.1 - light.ambient) * diffuse)[:, None] * colour
 
 
-def _shadow(scene: Scene, projected: Tensor, size: tuple[int, int]) -> Float32:
+def _shadow(scene: Scene, size: tuple[int, int]) -> Float32:
     """A soft dark patch [H, W] where people's shadows fall on the ground; 1 elsewhere."""
     light = scene.light
     if light.ambient > 0.7 or light.direction[1] < 0.3:
@@ -115,7 +115,7 @@ def _shadow(scene: Scene, projected: Tensor, size: tuple[int, int]) -> Float32:
     dark[y[inside].long().numpy(), x[inside].long().numpy()] = 1.0
     spread = max(size) / 90
     dark = np.asarray(cv2.GaussianBlur(cv2.dilate(dark, np.ones((7, 7), np.uint8)), (0, 0), spread), np.float32)
-    return 1 - 0.55 * np.clip(dark * 1.5, 0, 1)
+    return np.asarray(1 - 0.55 * np.clip(dark * 1.5, 0, 1), np.float32)
 
 
 def _hold_before(colours: Float32, seen: Seen, patch: Float32, rng: np.random.Generator) -> None:

@@ -20,8 +20,7 @@ _TRIES = 8  # to find a pose whose limbs keep apart
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """A pinhole camera: its place [3] in metres, its axes [3, 3] (rows: right, down, forwards), focal length and centre [2] in
-    pixels."""
+    """A pinhole camera: place [3] in metres, axes [3, 3] (right, down, forwards), focal length and centre [2] in pixels."""
 
     place: Vector
     axes: Vector
@@ -91,7 +90,7 @@ def _people(assets: Assets, count: int, rng: np.random.Generator) -> tuple[Posed
 
 
 def _poses(assets: Assets, count: int, rng: np.random.Generator) -> Tensor:
-    """Rotations [count, 22, 4]: captured poses, some mirrored, some with an arm or the head of another of the same posture."""
+    """Rotations [count, 22, 4]: captured poses, some mirrored, some with an arm or the head of another like it."""
     poses = assets.poses
     chosen = rng.choice(len(poses.q), count, p=poses.share)
     q = poses.q[chosen].copy()
@@ -151,7 +150,9 @@ def _thing(near: Vector, camera: Camera, rng: np.random.Generator) -> Mesh:
     if rng.random() < 0.7:
         centre[1] = tall / 2
     if rng.random() < 0.5:
-        return box(centre, np.array([rng.uniform(0.15, 0.9), tall, rng.uniform(0.15, 0.9)]), rng.uniform(0, np.pi), cloth(rng))
+        return box(
+            centre, np.array([rng.uniform(0.15, 0.9), tall, rng.uniform(0.15, 0.9)]), rng.uniform(0, np.pi), cloth(rng)
+        )
     return cylinder(centre, float(rng.uniform(0.04, 0.3)), tall, cloth(rng))
 
 
