@@ -21,7 +21,7 @@ log = logging.getLogger("app.requests")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-_OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics"))
+OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics"))
 
 
 class RequestContext:
@@ -85,7 +85,7 @@ class RequestContext:
             self._metrics.rejected.labels(problem).inc()
         fields = {"request_id": request_id, "method": method, "route": route, "status": status}
         fields |= {"ms": round(total * 1000, 1)} | ({"problem": problem} if problem else {})
-        log.log(logging.DEBUG if route in _OPEN_PATHS else logging.INFO, "request", extra=fields)
+        log.log(logging.DEBUG if route in OPEN_PATHS else logging.INFO, "request", extra=fields)
 
 
 class ApiKeys:
@@ -96,7 +96,7 @@ class ApiKeys:
         self._keys = [key.get_secret_value().encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or scope["path"] in _OPEN_PATHS or self._known(scope):
+        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._known(scope):
             await self._app(scope, receive, send)
             return
         raise Problem("unauthorized", "Send one of the service's keys as Authorization: Bearer … or X-API-Key.")

@@ -9,10 +9,10 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.bodies import PICTURE_TYPES, PictureIn, PoseRequest, read_pose_request
+from app.api.bodies import PictureIn, PoseRequest, read_pose_request
 from app.api.formats import coco_data_set, coco_results
 from app.api.problems import Problem
-from app.api.schemas import DataSetOut, JsonBody, Options, ProblemOut, ResultOut
+from app.api.schemas import DataSetOut, ResultOut
 from app.inference.pipeline import Outcome, Pipeline, PoseTask
 from app.settings import Settings
 from app.vision.drawing import draw_people, encode
@@ -22,40 +22,13 @@ router = APIRouter()
 _JSON = "application/json"
 _MAX_PEOPLE = 50  # found in a picture, where the request names no number
 _DRAWN = {"image/jpeg": ".jpg", "image/png": ".png"}
-
-
-def _openapi() -> dict[str, Any]:
-    """The bodies and options, which are parsed in bodies.py and so unknown to FastAPI."""
-    options = Options.model_json_schema()["properties"]
-    boxes = {
-        "type": "string",
-        "description": "The people: x,y,w,h joined by ; or repeated.",
-        "examples": ["120,40,180,380"],
-    }
-    form: dict[str, Any] = {
-        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        "boxes": {"type": "string"},
-    }
-    content: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in PICTURE_TYPES}
-    content["multipart/form-data"] = {"schema": {"type": "object", "required": ["image"], "properties": {**form, **options}}}
-    content[_JSON] = {"schema": JsonBody.model_json_schema(ref_template="#/components/schemas/{model}")}
-    content[_JSON]["schema"]["properties"]["images"]["items"] = content[_JSON]["schema"].pop("$defs")["JsonImage"]
-    parameters = [
-        {"in": "query", "name": name, "schema": schema, "description": schema.get("description", "")}
-        for name, schema in {"boxes": boxes, **options}.items()
-    ]
-    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
+_BINARY = {"type": "string", "format": "binary"}
 
 
 @router.post(
     "/v1/pose",
     summary="Pictures in, people out",
-    responses={
-        200: {"model": DataSetOut | list[ResultOut], "content": {kind: {} for kind in _DRAWN}},
-        "4XX": {"model": ProblemOut, "description": "A problem of the request (application/problem+json)"},
-        "5XX": {"model": ProblemOut, "description": "A problem of the service (application/problem+json)"},
-    },
-    openapi_extra=_openapi(),
+    responses={200: {"model": DataSetOut | list[ResultOut], "content": {kind: {"schema": _BINARY} for kind in _DRAWN}}},
     response_class=Response,
 )
 async def pose(request: Request) -> Response:
