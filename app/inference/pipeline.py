@@ -166,7 +166,7 @@ class Pipeline:
         """Why no work is taken at present; None where it is."""
         if not self._warm:
             return "The models are being warmed up."
-        return None if self.scheduler.ready else "No lane is running."
+        return None if self.scheduler.ready else "No lane runs, or as many as there are cores stand still."
 
     async def start(self) -> None:
         """Open the lanes and run every batch size of every model once, which also measures the capacity."""
@@ -220,7 +220,7 @@ class Pipeline:
                 prepared = await self._on_picture_threads(lambda n: self._prepare(task, n, model, found.get(n)), pictures)
             crops = np.concatenate([picture.crops.pixels for picture in prepared])
             network = model.with_flip_test if task.flip_test else model.plain
-            ticket = await self.scheduler.run(network, crops, task.deadline)
+            ticket = await self.scheduler.run(network, crops, task.deadline, room)
         people = _people(model, prepared, [values for values in ticket.results if values is not None])
         self._metrics.images.inc(len(people))
         for picture in people:

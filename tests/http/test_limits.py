@@ -175,6 +175,20 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return(busy, t_pose):
     assert busy.metric("pose_rejected_total", code="queue_full") == before + 1
 
 
+def test_after_the_seconds_of_retry_after_there_is_room(busy, t_pose):
+    """Room comes back crop by crop, at the measured rate, long before the large request has ended."""
+    asked = {"boxes": ";".join([BOX] * 10), "timeout_ms": 60_000}
+    refused = busy.client.post("/v1/pose", params=asked, content=t_pose, headers=JPEG)
+    assert refused.status_code == 429
+    told = int(refused.headers["retry-after"])
+    assert 1 <= told <= 10
+    time.sleep(told)
+    until = time.monotonic() + told  # the machine may have turned to other work meanwhile
+    while busy.client.post("/v1/pose", params=asked, content=t_pose, headers=JPEG).status_code == 429:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 def test_probes_and_metrics_answer_whatever_the_load(busy):
     for path in ("/livez", "/readyz", "/metrics", "/v1/models"):
         started = time.monotonic()
