@@ -4,6 +4,7 @@ Everything here happens before or after a request is the application's, so its a
 """
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ from app.api.problems import Problem, render
 from app.inference.pipeline import Pipeline
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
+
+log = logging.getLogger("app.requests")
 
 _HEAD_BYTES = 65_536
 _LAST_REQUESTS_SECONDS = 1.0  # for requests that are on their way when the service is told to stop
@@ -123,7 +126,11 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Answer with a problem that the application never sees, and close."""
         self.metrics.rejected.labels(problem.code).inc()
-        response = render(problem, uuid.uuid4().hex)
+        request_id = uuid.uuid4().hex
+        fields = {"request_id": request_id, "status": problem.status, "problem": problem.code}
+        log.info("a connection was refused", extra=fields)
+        response = render(problem, request_id)
+        response.headers["X-Request-ID"] = request_id
         response.headers["Connection"] = "close"
         head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
         self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (problem.status, head, response.body))

@@ -37,6 +37,7 @@ def read_to_end(sock: socket.socket) -> bytes:
 def problem(answer: bytes) -> tuple[int, str]:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head.lower()
+    assert f"x-request-id: {orjson.loads(body)['request_id']}".encode() in head.lower()
     return int(head.split()[1]), orjson.loads(body)["type"].removeprefix("/problems/")
 
 
@@ -79,12 +80,15 @@ def test_what_is_not_http_is_told_in_the_form_of_all_problems(strict, said):
         assert problem(read_to_end(sock)) == (400, "malformed_body")
 
 
-def test_refusals_of_connections_are_counted(strict):
+def test_refusals_of_connections_are_counted_and_logged(strict):
     before = strict.metric("pose_rejected_total", code="malformed_body")
     with connect(strict.port) as sock:
         sock.sendall(b"hello\r\n\r\n")
-        read_to_end(sock)
+        answer = read_to_end(sock)
     assert strict.metric("pose_rejected_total", code="malformed_body") == before + 1
+    request_id = orjson.loads(answer.partition(b"\r\n\r\n")[2])["request_id"]
+    (line,) = [orjson.loads(line) for line in strict.log.splitlines() if request_id in line]
+    assert (line["status"], line["problem"]) == (400, "malformed_body")
 
 
 def test_a_flood_of_idle_connections_shuts_nobody_out(start_service, t_pose):

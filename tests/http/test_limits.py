@@ -85,6 +85,38 @@ def test_refused_bodies_do_not_stay_in_memory(client, service):
     assert service.metric("process_resident_memory_bytes") < before + 80e6
 
 
+def test_all_bodies_together_are_bounded(start_service):
+    service = start_service(max_body_bytes=2**20, queue_bytes=2**20, lanes=1)
+    part, rest = bytes(600_000), bytes(400_000)
+    head = HEAD + b"Content-Length: 1000000\r\n\r\n"
+    with connection(service.port) as first, connection(service.port) as second:
+        first.sendall(head + part)
+        service.wait_until(lambda: service.metric("pose_http_requests_in_flight") == 2)
+        second.sendall(head + part)
+        answer = read_answer(second)
+        assert b"429" in answer.split(b"\r\n")[0]
+        assert b"/problems/queue_full" in answer
+        assert b"1,048,576 bytes" in answer
+        assert b"retry-after: 1" in answer.lower()
+        first.sendall(rest)  # which was there before is not disturbed
+        assert b"/problems/invalid_image" in read_answer(first)
+    for _ in range(3):  # and what was answered holds no room
+        answer = service.client.post("/v1/pose", params={"boxes": BOX}, content=part + rest, headers=JPEG)
+        assert answer.json()["type"] == "/problems/invalid_image"
+
+
+@pytest.mark.parametrize("content", [bytes(30 * 2**20), pieces])
+def test_bodies_of_refused_requests_are_let_go_at_once(start_service, content):
+    """Not when the next collection of cycles comes: what was raised holds the frames that hold the body."""
+    service = start_service(lanes=1)
+    memory = []
+    for _ in range(8):
+        body = content() if callable(content) else content
+        service.client.post("/v1/pose", params={"boxes": BOX}, content=body, headers=JPEG)
+        memory.append(service.metric("process_resident_memory_bytes"))
+    assert max(memory[2:]) - min(memory[2:]) < 20e6, memory
+
+
 def test_a_body_of_just_the_limit_is_read(client):
     answer = client.post("/v1/pose", params={"boxes": BOX}, content=bytes(32 * 2**20), headers=JPEG)
     assert answer.json()["type"] == "/problems/invalid_image"
