@@ -6,6 +6,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -47,7 +48,7 @@ async def pose(request: Request) -> Response:
         return Response(status_code=499)  # nobody is there to read it
     seconds.update(outcome.seconds)
     started = time.perf_counter()
-    body = await _rendered(asked, outcome, answer_type)
+    body = await _rendered(asked, outcome, answer_type, pipeline)
     seconds["encode"] = time.perf_counter() - started
     return Response(body, media_type=answer_type)
 
@@ -83,7 +84,6 @@ def _task(asked: PoseRequest, answer_type: str, received: float, settings: Setti
         detection_threshold=asked.options.detection_threshold,
         max_people=asked.options.max_people or min(_MAX_PEOPLE, settings.max_boxes),
         deadline=received + (asked.options.timeout_ms or settings.timeout_ms) / 1000,
-        keep_pixels=answer_type in _DRAWN,
     )
 
 
@@ -104,19 +104,19 @@ async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, Outc
         await asyncio.gather(job, watch, return_exceptions=True)
 
 
-async def _rendered(asked: PoseRequest, outcome: Outcome, answer_type: str) -> bytes:
+async def _rendered(asked: PoseRequest, outcome: Outcome, answer_type: str, pipeline: Pipeline) -> bytes:
     model = outcome.model.description
     given = asked.options.keypoint_threshold
     threshold = model.keypoints.threshold if given is None else given
-    if answer_type in _DRAWN:
-        return await asyncio.to_thread(_drawn, outcome, threshold, _DRAWN[answer_type])
     pictures: Sequence[PictureIn] = asked.pictures
+    if answer_type in _DRAWN:
+        joints, keypoints = model.keypoints, outcome.people[0].keypoints
+
+        def drawn(pixels: npt.NDArray[np.uint8]) -> bytes:
+            people = draw_people(pixels, keypoints, joints.skeleton, joints.names, threshold)
+            return encode(people, _DRAWN[answer_type])
+
+        return await pipeline.on_picture(pictures[0].data, drawn)
     if asked.options.format == "results":
         return coco_results(pictures, outcome.people)
     return coco_data_set(pictures, outcome.people, model, threshold)
-
-
-def _drawn(outcome: Outcome, threshold: float, extension: str) -> bytes:
-    found, joints = outcome.people[0], outcome.model.description.keypoints
-    pixels = found.pixels if found.pixels is not None else np.zeros((found.height, found.width, 3), np.uint8)
-    return encode(draw_people(pixels, found.keypoints, joints.skeleton, joints.names, threshold), extension)

@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import cv2
 import httpx
+import numpy as np
 import pytest
 
 HUNDRED_MB = 100 * 2**20
@@ -120,6 +124,30 @@ def test_bodies_of_refused_requests_are_let_go_at_once(start_service, content):
 def test_a_body_of_just_the_limit_is_read(client):
     answer = client.post("/v1/pose", params={"boxes": BOX}, content=bytes(32 * 2**20), headers=JPEG)
     assert answer.json()["type"] == "/problems/invalid_image"
+
+
+def test_decoded_pictures_of_waiting_requests_are_not_kept(start_service):
+    """72 MB of pixels each; to be drawn on, they are decoded again in their turn."""
+    large = cv2.imencode(".jpg", np.full((4000, 6000, 3), 99, np.uint8))[1].tobytes()
+    service = start_service(lanes=1)
+    peak = Path(f"/proc/{service.process.pid}/status")
+    if not peak.exists():
+        pytest.skip("reads the peak of the memory from /proc")
+
+    async def ask_all(count: int) -> set[int]:
+        async with httpx.AsyncClient(base_url=service.client.base_url, timeout=90) as client:
+            asked = {"boxes": "1,1,900,900", "timeout_ms": 60_000}
+            headers = JPEG | {"Accept": "image/jpeg"}
+            asking = [client.post("/v1/pose", params=asked, content=large, headers=headers) for _ in range(count)]
+            return {answer.status_code for answer in await asyncio.gather(*asking)}
+
+    def kilobytes() -> int:
+        return int(re.search(r"VmHWM:\s*(\d+)", peak.read_text())[1])
+
+    assert asyncio.run(ask_all(1)) == {200}
+    alone = kilobytes()
+    assert asyncio.run(ask_all(12)) == {200}
+    assert kilobytes() < alone + 250_000
 
 
 # Time
