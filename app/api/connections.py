@@ -4,8 +4,13 @@ Everything here happens before or after a request is the application's, so its a
 """
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import re
+import socket
+import struct
+import sys
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +25,13 @@ from app.telemetry.metrics import Metrics
 
 log = logging.getLogger("app.requests")
 
+_SO_ATTACH_FILTER = 26
 _HEAD_BYTES = 65_536
 # Clients that would rather speak HTTP/2 (Java's, curl --http2) offer it with every request. httptools takes what follows such
 # a head, the body, for bytes of that protocol and then for another request.
 _OFFER = re.compile(rb"(?i)\r\nUpgrade:")
 _LAST_REQUESTS_SECONDS = 1.0  # for requests that are on their way when the service is told to stop
-_LAST_CONNECTIONS_SECONDS = 0.25  # for the first request of connections that were taken until the end of that
+_LAST_CONNECTIONS_SECONDS = 0.25  # for connections that wait to be taken at the end of that, and their first requests
 
 
 class Connection(HttpToolsProtocol):
@@ -170,13 +176,24 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._pipeline = pipeline
 
-    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop: no connection is closed under a request that is on its way."""
         self._pipeline.draining = True
         if self.server_state.connections:
             await asyncio.sleep(_LAST_REQUESTS_SECONDS)
-        for server in self.servers:
-            server.close()
-        if self.server_state.connections:
-            await asyncio.sleep(_LAST_CONNECTIONS_SECONDS)  # closed at once, they would be reset under what they send
+        _take_no_more(sockets or [])
+        await asyncio.sleep(_LAST_CONNECTIONS_SECONDS)
         await super().shutdown(sockets)
+
+
+def _take_no_more(listening: list[socket.socket]) -> None:
+    """Have the kernel drop what opens further connections, while those that wait to be taken are taken.
+
+    Closing a listening socket resets them. A client that is dropped asks again, and is refused or finds another replica.
+    """
+    if sys.platform != "linux":
+        return
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # one instruction of a packet filter: return 0
+    for sock in listening:
+        with contextlib.suppress(OSError):  # they are reset then
+            sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(drop_all)))
