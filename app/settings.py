@@ -33,6 +33,11 @@ class Settings(BaseSettings):
     queue_crops: int = Field(
         400, ge=1, description="Crops that may wait or run at once, over all requests. About ten seconds of two cores."
     )
+    queue_bytes: int = Field(
+        128 * 2**20,
+        ge=1024,
+        description="Bytes of bodies held at once, over all requests, until they are answered. Four of the largest.",
+    )
     timeout_ms: int = Field(10_000, ge=1, description="Deadline in milliseconds of a request that names none.")
     max_timeout_ms: int = Field(60_000, ge=1, description="Longest deadline in milliseconds that a request may name.")
     body_timeout_s: float = Field(

@@ -60,7 +60,7 @@ def _environment(**settings: object) -> dict[str, str]:
     return kept | {"POSE_PORT": "0"} | {f"POSE_{name.upper()}": str(value) for name, value in settings.items()}
 
 
-def _start(log_file: Path, **settings: object) -> Service:
+def _start(log_file: Path, wait: bool = True, **settings: object) -> Service:
     with log_file.open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "app"], cwd=ROOT, env=_environment(**settings), stderr=log)
     until = time.monotonic() + 60
@@ -69,7 +69,8 @@ def _start(log_file: Path, **settings: object) -> Service:
         assert time.monotonic() < until, "the service did not start within a minute"
         time.sleep(0.02)
     service = Service(process, httpx.Client(base_url=found[1], timeout=60), int(found[2]), log_file)
-    service.wait_until(lambda: _ready(service), 60)
+    if wait:
+        service.wait_until(lambda: _ready(service), 60)
     return service
 
 
@@ -107,12 +108,15 @@ def client(service: Service) -> httpx.Client:
 
 @pytest.fixture(scope="module")
 def start_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartService]:
-    """Start further services with settings of their own, start_service(queue_crops=3), until the module's tests end."""
+    """Start further services with settings of their own, start_service(queue_crops=3), until the module's tests end.
+
+    With wait=False they are given back before they are ready.
+    """
     folder = tmp_path_factory.mktemp("services")
     running: list[Service] = []
 
-    def start(**settings: object) -> Service:
-        running.append(_start(folder / f"log-{len(running)}", **settings))
+    def start(wait: bool = True, **settings: object) -> Service:
+        running.append(_start(folder / f"log-{len(running)}", wait, **settings))
         return running[-1]
 
     yield start

@@ -22,6 +22,13 @@ def test_load(service):
     assert "| 6 |" in row
 
 
+def test_full_queue(start_service):
+    service = start_service(queue_crops=100, lanes=1)
+    told = run("full_queue.py", "--url", service.client.base_url, "--refusals", 10, "--fillers", 2)
+    assert [line.split("|")[1].strip() for line in told.splitlines()[2:]] == ["429", "/livez", "/readyz", "/metrics"]
+    assert all(int(line.split("|")[2]) >= 10 for line in told.splitlines()[2:])
+
+
 def test_soak():
     """Every answer of the mixture is as it must be, and no descriptor stays open."""
     told = run("soak.py", "--pictures", 200, "--measured", 3)

@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from app import __version__
 from app.api import health, models, pose
-from app.api.middleware import ApiKeys, BodyLimits, RequestContext, note_problem
+from app.api.middleware import OPEN_PATHS, ApiKeys, BodyLimits, RequestContext, note_problem
+from app.api.openapi import document_of
 from app.api.problems import problem_of, render
 from app.inference.pipeline import Pipeline
 from app.inference.session import usable_memory
@@ -51,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings, app.state.metrics, app.state.pipeline = settings, metrics, pipeline
     for module in (pose, models, health):
         app.include_router(module.router)
+    app.openapi = document_of(app, settings, OPEN_PATHS)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _answer)
     # The last added is the outermost.
     app.add_middleware(BodyLimits, settings=settings)

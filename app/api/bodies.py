@@ -140,15 +140,17 @@ def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRe
     repeated = query.keys() & content.keys()
     if repeated:
         raise at("invalid_option", ("query", min(repeated)), "is given in the body as well")
+    if "boxes" in query:
+        raise at("invalid_option", ("query", "boxes"), "is not taken beside JSON, where each picture has boxes of its own")
+    in_query = _options(query, "query")
     try:
-        parsed = JsonBody.model_validate({**query, **content})
+        parsed = JsonBody.model_validate(content, strict=True)  # true is no number, and "yes" is not true
     except ValidationError as error:
         raise _validation_problem(error) from error
     pictures = [_json_picture(number, picture, settings) for number, picture in enumerate(parsed.images)]
     if len({picture.id for picture in pictures}) < len(pictures):
         raise at("invalid_option", ("images",), "must have ids that differ")
-    options = Options.model_validate(parsed.model_dump(exclude={"images"}))
-    return PoseRequest(pictures, options)
+    return PoseRequest(pictures, Options(**parsed.model_dump(exclude={"images"}) | in_query.model_dump(exclude_unset=True)))
 
 
 def _json_picture(number: int, picture: JsonImage, settings: Settings) -> PictureIn:

@@ -4,6 +4,8 @@ Everything here happens before or after a request is the application's, so its a
 """
 
 import asyncio
+import logging
+import re
 import select
 import socket
 import uuid
@@ -19,7 +21,12 @@ from app.inference.pipeline import Pipeline
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
+log = logging.getLogger("app.requests")
+
 _HEAD_BYTES = 65_536
+# Clients that would rather speak HTTP/2 (Java's, curl --http2) offer it with every request. httptools takes what follows such
+# a head, the body, for bytes of that protocol and then for another request.
+_OFFER = re.compile(rb"(?i)\r\nUpgrade:")
 _LAST_REQUESTS_SECONDS = 1.0  # for requests that are on their way when the service is told to stop
 
 
@@ -31,6 +38,7 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0  # of the request that is being read; 0 between requests
     _head_complete = False
     _body_complete = True
+    _framing_bytes = 0  # of a chunked body since its last content: lines that tell sizes, and trailers
 
     def __init__(self, settings: Settings, metrics: Metrics, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
@@ -57,25 +65,42 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if not self._head_complete:
+        if self._head_complete:
+            self._framing_bytes += len(data)
+        else:
             self._head_bytes += len(data)
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = _OFFER.sub(b"\r\nRefused-Upgrade:", head) + end + rest
         super().data_received(data)
-        if not self._head_complete and self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if not self._head_complete and self._head_bytes > _HEAD_BYTES:
             self._refuse(Problem("malformed_body", f"The request's head has over {_HEAD_BYTES:,} bytes."))
+        elif self._head_complete and self._framing_bytes > _HEAD_BYTES:
+            self._refuse(Problem("malformed_body", f"The body has over {_HEAD_BYTES:,} bytes without any content."))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_complete, self._body_complete = False, False
         self._expect(self._give_up_head)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._head_complete:  # trailers are forgotten
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes = 0
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
-        self._head_complete = True
+        self._head_complete, self._framing_bytes = True, 0
         self._expect(None)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._head_bytes, self._head_complete, self._body_complete = 0, False, True
+        self._framing_bytes = 0
         self._expect(None)
 
     def on_response_complete(self) -> None:
@@ -149,9 +174,16 @@ class Connection(HttpToolsProtocol):
         return not self._head_complete and (self.cycle is None or self.cycle.response_complete)
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer with a problem that the application never sees, and close."""
+        """Answer with a problem that the application never sees, and close; where an answer was begun, close alone."""
+        if self.cycle is not None and self._head_complete and self.cycle.response_started:
+            self.transport.close()
+            return
         self.metrics.rejected.labels(problem.code).inc()
-        response = render(problem, uuid.uuid4().hex)
+        request_id = uuid.uuid4().hex
+        fields = {"request_id": request_id, "status": problem.status, "problem": problem.code}
+        log.info("a connection was refused", extra=fields)
+        response = render(problem, request_id)
+        response.headers["X-Request-ID"] = request_id
         response.headers["Connection"] = "close"
         head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
         self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (problem.status, head, response.body))

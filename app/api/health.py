@@ -2,9 +2,10 @@
 
 from fastapi import APIRouter, Request
 from prometheus_client.exposition import choose_encoder
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from app.api.problems import Problem
+from app.api.schemas import StatusOut
 from app.inference.pipeline import Pipeline
 from app.telemetry.metrics import Metrics
 
@@ -12,13 +13,13 @@ router = APIRouter()
 
 
 @router.get("/livez", summary="Whether the process can answer")
-async def livez() -> JSONResponse:
+async def livez() -> StatusOut:
     """200 while the process can answer."""
-    return JSONResponse({"status": "live"})
+    return StatusOut(status="live")
 
 
 @router.get("/readyz", summary="Whether work is taken")
-async def readyz(request: Request) -> JSONResponse:
+async def readyz(request: Request) -> StatusOut:
     """200 when every model has answered a warm-up and lanes run, else 503 with the reason."""
     pipeline: Pipeline = request.app.state.pipeline
     if pipeline.draining:
@@ -26,10 +27,13 @@ async def readyz(request: Request) -> JSONResponse:
     reason = pipeline.why_not_ready
     if reason is not None:
         raise Problem("not_ready", reason, retry_after=1)
-    return JSONResponse({"status": "ready"})
+    return StatusOut(status="ready")
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+_FORMS = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses={200: {"content": _FORMS}})
 async def metrics(request: Request) -> Response:
     """The metrics as Prometheus text or OpenMetrics, as the Accept header asks."""
     table: Metrics = request.app.state.metrics

@@ -5,6 +5,7 @@ import hmac
 import logging
 import re
 import time
+import traceback
 import uuid
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ log = logging.getLogger("app.requests")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-_OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics"))
+OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics"))
 
 
 class RequestContext:
@@ -68,6 +69,7 @@ class RequestContext:
             if status == 0:
                 note_problem(scope, problem)
                 await render(problem, request_id)(scope, receive, send_with_headers)
+            _let_go(error)
         finally:
             self._metrics.in_flight.dec()
             self._record(scope, status, time.perf_counter() - started, seconds, request_id)
@@ -85,7 +87,7 @@ class RequestContext:
             self._metrics.rejected.labels(problem).inc()
         fields = {"request_id": request_id, "method": method, "route": route, "status": status}
         fields |= {"ms": round(total * 1000, 1)} | ({"problem": problem} if problem else {})
-        log.log(logging.DEBUG if route in _OPEN_PATHS else logging.INFO, "request", extra=fields)
+        log.log(logging.DEBUG if route in OPEN_PATHS else logging.INFO, "request", extra=fields)
 
 
 class ApiKeys:
@@ -96,7 +98,7 @@ class ApiKeys:
         self._keys = [key.get_secret_value().encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or scope["path"] in _OPEN_PATHS or self._known(scope):
+        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._known(scope):
             await self._app(scope, receive, send)
             return
         raise Problem("unauthorized", "Send one of the service's keys as Authorization: Bearer … or X-API-Key.")
@@ -110,11 +112,13 @@ class ApiKeys:
 
 
 class BodyLimits:
-    """Bounds a body's bytes, declared or counted on the wire, and the time that it may take to arrive."""
+    """Bounds the bytes of a body, declared or counted on the wire, and of all together, and the time that one may take."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._most = settings.max_body_bytes
+        self._most_held = max(settings.queue_bytes, settings.max_body_bytes)
+        self._held = 0  # bytes of all bodies whose requests are not answered yet
         self._seconds = settings.body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,13 +144,21 @@ class BodyLimits:
                     "request_timeout",
                     f"The body did not arrive within {self._seconds:g} seconds; {counted:,} bytes came.",
                 ) from error
-            counted += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            counted += size
+            self._held += size
             complete = not message.get("more_body", False)
             if counted > self._most:
                 raise self._too_large(f"more than {self._most:,} bytes")
+            if self._held > self._most_held:
+                limit = f"The service holds at most {self._most_held:,} bytes of bodies and has no room for this request's."
+                raise Problem("queue_full", limit, retry_after=1)
             return message
 
-        await self._app(scope, limited_receive, send)
+        try:
+            await self._app(scope, limited_receive, send)
+        finally:
+            self._held -= counted
 
     def _too_large(self, size: str) -> Problem:
         return Problem("body_too_large", f"The body has {size}; at most {self._most:,} bytes are taken.")
@@ -155,6 +167,13 @@ class BodyLimits:
 def note_problem(scope: Scope, problem: Problem) -> None:
     """Leave the problem's code for the log line and the metric of rejected requests."""
     scope["state"]["problem"] = problem.code
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames that an exception holds, which hold bodies and pictures, until the next collection of cycles."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _server_timing(seconds: dict[str, float]) -> str:

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request
 
-from app.api.schemas import ModelOut, ModelsOut, ProblemOut
+from app.api.schemas import ModelOut, ModelsOut
 from app.inference.model_store import DetectorDescription, ModelDescription
 from app.inference.pipeline import Pipeline
 
@@ -16,7 +16,7 @@ async def models(request: Request) -> ModelsOut:
     return ModelsOut(models=[_out(model, pipeline) for model in pipeline.models])
 
 
-@router.get("/v1/models/{name:path}", summary="One model", responses={404: {"model": ProblemOut}})
+@router.get("/v1/models/{name:path}", summary="One model")
 async def model(request: Request, name: str) -> ModelOut:
     """The model of that name/version, or the latest of that name."""
     pipeline: Pipeline = request.app.state.pipeline
@@ -40,7 +40,7 @@ def _out(model: ModelDescription | DetectorDescription, pipeline: Pipeline) -> M
         input_width=model.input.width,
         input_height=model.input.height,
         keypoints=list(pose.keypoints.names) if pose else [],
-        skeleton=list(pose.keypoints.skeleton) if pose else [],
+        skeleton=[list(pair) for pair in pose.keypoints.skeleton] if pose else [],
         keypoint_threshold=pose.keypoints.threshold if pose else None,
         detection_threshold=detector.detection.threshold if detector else None,
         accuracy=model.accuracy,

@@ -6,13 +6,14 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.bodies import PICTURE_TYPES, PictureIn, PoseRequest, read_pose_request
+from app.api.bodies import PictureIn, PoseRequest, read_pose_request
 from app.api.formats import coco_data_set, coco_results
 from app.api.problems import Problem
-from app.api.schemas import DataSetOut, JsonBody, Options, ProblemOut, ResultOut
+from app.api.schemas import DataSetOut, ResultOut
 from app.inference.pipeline import Outcome, Pipeline, PoseTask
 from app.settings import Settings
 from app.vision.drawing import draw_people, encode
@@ -22,40 +23,13 @@ router = APIRouter()
 _JSON = "application/json"
 _MAX_PEOPLE = 50  # found in a picture, where the request names no number
 _DRAWN = {"image/jpeg": ".jpg", "image/png": ".png"}
-
-
-def _openapi() -> dict[str, Any]:
-    """The bodies and options, which are parsed in bodies.py and so unknown to FastAPI."""
-    options = Options.model_json_schema()["properties"]
-    boxes = {
-        "type": "string",
-        "description": "The people: x,y,w,h joined by ; or repeated.",
-        "examples": ["120,40,180,380"],
-    }
-    form: dict[str, Any] = {
-        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        "boxes": {"type": "string"},
-    }
-    content: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in PICTURE_TYPES}
-    content["multipart/form-data"] = {"schema": {"type": "object", "required": ["image"], "properties": {**form, **options}}}
-    content[_JSON] = {"schema": JsonBody.model_json_schema(ref_template="#/components/schemas/{model}")}
-    content[_JSON]["schema"]["properties"]["images"]["items"] = content[_JSON]["schema"].pop("$defs")["JsonImage"]
-    parameters = [
-        {"in": "query", "name": name, "schema": schema, "description": schema.get("description", "")}
-        for name, schema in {"boxes": boxes, **options}.items()
-    ]
-    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
+_BINARY = {"type": "string", "format": "binary"}
 
 
 @router.post(
     "/v1/pose",
     summary="Pictures in, people out",
-    responses={
-        200: {"model": DataSetOut | list[ResultOut], "content": {kind: {} for kind in _DRAWN}},
-        "4XX": {"model": ProblemOut, "description": "A problem of the request (application/problem+json)"},
-        "5XX": {"model": ProblemOut, "description": "A problem of the service (application/problem+json)"},
-    },
-    openapi_extra=_openapi(),
+    responses={200: {"model": DataSetOut | list[ResultOut], "content": {kind: {"schema": _BINARY} for kind in _DRAWN}}},
     response_class=Response,
 )
 async def pose(request: Request) -> Response:
@@ -74,7 +48,7 @@ async def pose(request: Request) -> Response:
         return Response(status_code=499)  # nobody is there to read it
     seconds.update(outcome.seconds)
     started = time.perf_counter()
-    body = await _rendered(asked, outcome, answer_type)
+    body = await _rendered(asked, outcome, answer_type, pipeline)
     seconds["encode"] = time.perf_counter() - started
     return Response(body, media_type=answer_type)
 
@@ -110,7 +84,6 @@ def _task(asked: PoseRequest, answer_type: str, received: float, settings: Setti
         detection_threshold=asked.options.detection_threshold,
         max_people=asked.options.max_people or min(_MAX_PEOPLE, settings.max_boxes),
         deadline=received + (asked.options.timeout_ms or settings.timeout_ms) / 1000,
-        keep_pixels=answer_type in _DRAWN,
     )
 
 
@@ -131,19 +104,19 @@ async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, Outc
         await asyncio.gather(job, watch, return_exceptions=True)
 
 
-async def _rendered(asked: PoseRequest, outcome: Outcome, answer_type: str) -> bytes:
+async def _rendered(asked: PoseRequest, outcome: Outcome, answer_type: str, pipeline: Pipeline) -> bytes:
     model = outcome.model.description
     given = asked.options.keypoint_threshold
     threshold = model.keypoints.threshold if given is None else given
-    if answer_type in _DRAWN:
-        return await asyncio.to_thread(_drawn, outcome, threshold, _DRAWN[answer_type])
     pictures: Sequence[PictureIn] = asked.pictures
+    if answer_type in _DRAWN:
+        joints, keypoints = model.keypoints, outcome.people[0].keypoints
+
+        def drawn(pixels: npt.NDArray[np.uint8]) -> bytes:
+            people = draw_people(pixels, keypoints, joints.skeleton, joints.names, threshold)
+            return encode(people, _DRAWN[answer_type])
+
+        return await pipeline.on_picture(pictures[0].data, drawn)
     if asked.options.format == "results":
         return coco_results(pictures, outcome.people)
     return coco_data_set(pictures, outcome.people, model, threshold)
-
-
-def _drawn(outcome: Outcome, threshold: float, extension: str) -> bytes:
-    found, joints = outcome.people[0], outcome.model.description.keypoints
-    pixels = found.pixels if found.pixels is not None else np.zeros((found.height, found.width, 3), np.uint8)
-    return encode(draw_people(pixels, found.keypoints, joints.skeleton, joints.names, threshold), extension)

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from app.api.problems import PROBLEMS
 
 _BOXES_SCHEMA = {
     "type": "array",
@@ -11,6 +13,13 @@ _BOXES_SCHEMA = {
 }
 # Boxes are checked in bodies.py, which tells a bad box from a bad option and counts before it converts.
 Boxes = Annotated[Any, WithJsonSchema(_BOXES_SCHEMA)]
+# Lists of one length rather than tuples, which many readers of OpenAPI do not know.
+BoxOut = Annotated[list[float], Field(min_length=4, max_length=4)]
+Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
+# 1000.0 is an integer in JSON's eyes.
+Whole = Annotated[
+    int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -27,9 +36,9 @@ class Options(BaseModel):
         None, description="Score from which a keypoint is called visible (v = 2) in coco. Default: the model's."
     )
     detection_threshold: Share | None = Field(None, description="Least score of a found person. Default: the detector's.")
-    max_people: int | None = Field(None, ge=1, description="Found people a picture, best first. Default 50.")
+    max_people: Whole | None = Field(None, ge=1, description="Found people a picture, best first. Default 50.")
     flip_test: bool = Field(False, description="Average with the mirrored crop: twice the work, a little better.")
-    timeout_ms: int | None = Field(None, ge=1, description="Deadline of this request in milliseconds.")
+    timeout_ms: Whole | None = Field(None, ge=1, description="Deadline of this request in milliseconds.")
 
 
 class JsonImage(BaseModel):
@@ -38,7 +47,7 @@ class JsonImage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = Field(description="The picture file in base64, with or without a data:image/…;base64, prefix.")
-    id: int | None = Field(None, ge=0, lt=2**53, description="The picture's id in the answer. Default: its place.")
+    id: Whole | None = Field(None, ge=0, lt=2**53, description="The picture's id in the answer. Default: its place.")
     file_name: str | None = Field(None, max_length=1024, description="Given back in the answer.")
     boxes: Boxes | None = None
 
@@ -64,7 +73,7 @@ class CategoryOut(BaseModel):
     id: Literal[1]
     name: Literal["person"]
     keypoints: list[str]
-    skeleton: list[tuple[int, int]]
+    skeleton: list[Pair]
 
 
 class AnnotationOut(BaseModel):
@@ -73,7 +82,7 @@ class AnnotationOut(BaseModel):
     id: int
     image_id: int
     category_id: Literal[1]
-    bbox: tuple[float, float, float, float]
+    bbox: BoxOut
     area: float
     iscrowd: Literal[0]
     num_keypoints: int
@@ -109,7 +118,7 @@ class ResultOut(BaseModel):
     category_id: Literal[1]
     keypoints: list[float] = Field(description="x, y, score of each joint.")
     score: float
-    bbox: tuple[float, float, float, float]
+    bbox: BoxOut
 
 
 class ModelOut(BaseModel):
@@ -127,7 +136,7 @@ class ModelOut(BaseModel):
     input_width: int
     input_height: int
     keypoints: list[str]
-    skeleton: list[tuple[int, int]]
+    skeleton: list[Pair]
     keypoint_threshold: float | None
     detection_threshold: float | None
     accuracy: dict[str, dict[str, float]]
@@ -139,12 +148,25 @@ class ModelsOut(BaseModel):
     models: list[ModelOut]
 
 
+class StatusOut(BaseModel):
+    """The answer of a probe."""
+
+    status: Literal["live", "ready"]
+
+
+class FieldErrorOut(BaseModel):
+    """What is wrong with one field, and where it is."""
+
+    loc: list[str | int]
+    msg: str
+
+
 class ProblemOut(BaseModel):
     """A problem (RFC 9457)."""
 
-    type: str
+    type: str = Field(json_schema_extra={"enum": [f"/problems/{code}" for code in PROBLEMS]})
     title: str
     status: int
-    detail: str
+    detail: str = Field(description="Names the field, the limit and the value.")
     request_id: str
-    errors: list[dict[str, Any]] | None = None
+    errors: list[FieldErrorOut] = Field([], description="The fields at fault; absent where there is none.")

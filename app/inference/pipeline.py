@@ -1,8 +1,8 @@
 """From picture files and boxes to people: the one module that knows the order of the stages.
 
 decode, letterbox and crop run on picture threads, the networks and what is made of their output on the scheduler's lanes,
-nothing on the event loop. While a detector works, large pictures are not kept but decoded again: the memory of many requests
-stays that of a few pictures.
+nothing on the event loop. While networks work, large pictures are not kept but decoded again where they are needed again: the
+memory of many requests stays that of a few pictures.
 """
 
 import asyncio
@@ -66,7 +66,6 @@ class PoseTask:
     detection_threshold: float | None  # None: the detector's
     max_people: int  # that are found in a picture
     deadline: float  # on the event loop's clock
-    keep_pixels: bool = False  # of the decoded pictures, for drawing
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,6 @@ class People:
     box_scores: Float64  # [N]
     keypoints: Float64  # [N, K, 3 or 4]: x, y, score and, of a calibrated model, the expected error
     scores: Float64  # [N]
-    pixels: UInt8 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,6 @@ class _Prepared:
     crops: Crops
     decode_seconds: float
     crop_seconds: float
-    pixels: UInt8 | None
 
 
 class Pipeline:
@@ -166,7 +163,7 @@ class Pipeline:
         """Why no work is taken at present; None where it is."""
         if not self._warm:
             return "The models are being warmed up."
-        return None if self.scheduler.ready else "No lane is running."
+        return None if self.scheduler.ready else "No lane runs, or as many as there are cores stand still."
 
     async def start(self) -> None:
         """Open the lanes and run every batch size of every model once, which also measures the capacity."""
@@ -220,7 +217,7 @@ class Pipeline:
                 prepared = await self._on_picture_threads(lambda n: self._prepare(task, n, model, found.get(n)), pictures)
             crops = np.concatenate([picture.crops.pixels for picture in prepared])
             network = model.with_flip_test if task.flip_test else model.plain
-            ticket = await self.scheduler.run(network, crops, task.deadline)
+            ticket = await self.scheduler.run(network, crops, task.deadline, room)
         people = _people(model, prepared, [values for values in ticket.results if values is not None])
         self._metrics.images.inc(len(people))
         for picture in people:
@@ -233,6 +230,15 @@ class Pipeline:
             "keypoints": ticket.keypoint_seconds,
         }
         return Outcome(model, people, search | seconds)
+
+    async def on_picture(self, data: bytes, work: Callable[[UInt8], T]) -> T:
+        """What `work` makes of the upright pixels [H, W, 3] of a picture that was estimated.
+
+        They are decoded again, on a picture thread: kept from the first time, those of all waiting requests would be.
+        """
+        most = self._settings.max_image_pixels
+        (made,) = await self._on_picture_threads(lambda _: work(image.decode(data, most)), [0])
+        return made
 
     async def _search(self, task: PoseTask) -> tuple[dict[int, _Found], dict[str, float]]:
         """Who is found in the pictures without boxes, by the picture's number; and the seconds that each stage took."""
@@ -299,8 +305,7 @@ class Pipeline:
             raise AssertionError("a picture without boxes was not searched")
         crops = model.cut(picture, boxes)
         cut = time.perf_counter()
-        pixels = picture if task.keep_pixels else None
-        return _Prepared(width, height, boxes, scores, crops, decoded - started, cut - decoded, pixels)
+        return _Prepared(width, height, boxes, scores, crops, decoded - started, cut - decoded)
 
     async def _warm_up(self, description: ModelDescription | DetectorDescription, *networks: Network) -> float:
         """Run every batch size of a model's networks; the seconds a crop of the first's quickest."""
@@ -358,7 +363,6 @@ def _people(model: PoseModel, prepared: list[_Prepared], results: list[Float32])
                 picture.box_scores,
                 keypoints,
                 person_scores(keypoints, picture.box_scores),
-                picture.pixels,
             )
         )
     return people

@@ -83,6 +83,7 @@ class Ticket:
     enqueued: float
     answer: asyncio.Future[None]
     results: list[npt.NDArray[np.float32] | None]
+    room: "Room | None" = None  # that its crops hold
     next: int = 0  # the first crop that no batch has taken
     left: int = 0  # crops without a result
     queue_seconds: float = 0.0  # until the first crop was taken
@@ -107,7 +108,7 @@ class _Lane:
 
 
 class Room:
-    """The room in the queue that a request holds."""
+    """The room in the queue that a request holds: for each crop, until it has run."""
 
     def __init__(self, scheduler: "Scheduler") -> None:
         self.crops = 0
@@ -122,7 +123,14 @@ class Room:
         if excess > 0:
             seconds = excess * scheduler.seconds_per_crop / scheduler.lanes
             raise QueueFull(crops, scheduler.queue_crops, max(1, math.ceil(seconds)))
-        scheduler.admitted += crops - self.crops
+        self._hold(crops)
+
+    def give_back(self, crops: int) -> None:
+        """Hold room for so many crops less, as far as any is held."""
+        self._hold(max(0, self.crops - crops))
+
+    def _hold(self, crops: int) -> None:
+        self._scheduler.admitted += crops - self.crops
         self.crops = crops
 
 
@@ -140,6 +148,7 @@ class Scheduler:
         self._tender: asyncio.Task[None] | None = None
         self.seconds_per_crop = 0.05  # of one lane: set at warm-up, then a moving average of the batches
         self._started_lanes = 0
+        self._standing = 0  # lanes that stood still, were replaced, and have not come back since
 
     @property
     def waiting(self) -> int:
@@ -148,8 +157,8 @@ class Scheduler:
 
     @property
     def ready(self) -> bool:
-        """Whether lanes are there to take work."""
-        return self._tender is not None and not self._tender.done()
+        """Whether lanes are there to take work, and the cores not all lost to lanes that stand still."""
+        return self._tender is not None and not self._tender.done() and self._standing < self.lanes
 
     def start(self) -> None:
         """Open the lanes. Call it on the event loop that will submit."""
@@ -177,16 +186,18 @@ class Scheduler:
             room.resize(crops)
             yield room
         finally:
-            self.admitted -= room.crops
+            room.give_back(room.crops)
 
-    async def run(self, network: Network, crops: npt.NDArray[np.uint8], deadline: float) -> Ticket:
+    async def run(self, network: Network, crops: npt.NDArray[np.uint8], deadline: float, room: Room | None = None) -> Ticket:
         """Run a network on crops [N, …] and give the finished ticket, whose results are in order.
 
-        Raises TimeoutError past the deadline, BatchFailed or LaneLost where a batch fails. If the caller is cancelled, the
-        crops that wait are dropped.
+        `room`: what the crops hold, given back one by one as they finish. Raises TimeoutError past the deadline, BatchFailed
+        or LaneLost where a batch fails. If the caller is cancelled, the crops that wait are dropped.
         """
         loop = asyncio.get_running_loop()
-        ticket = Ticket(network, crops, deadline, loop.time(), loop.create_future(), [None] * len(crops), left=len(crops))
+        ticket = Ticket(
+            network, crops, deadline, loop.time(), loop.create_future(), [None] * len(crops), room, left=len(crops)
+        )
         if len(crops) == 0:
             return ticket
         self._tickets.append(ticket)
@@ -251,6 +262,7 @@ class Scheduler:
             self._metrics.workers_busy.dec()
         if lane.lost:  # stood still, was replaced, and its members have been answered
             lane.thread.shutdown(wait=False)
+            self._standing -= 1
             return
         took = time.monotonic() - lane.started
         lane.members, lane.task = [], None
@@ -276,6 +288,8 @@ class Scheduler:
         for (ticket, index), values in zip(members, result.values, strict=True):
             ticket.results[index] = values
             ticket.left -= 1
+            if ticket.room is not None:
+                ticket.room.give_back(1)
             if ticket.left == 0 and not ticket.answer.done():
                 ticket.answer.set_result(None)
 
@@ -296,6 +310,7 @@ class Scheduler:
                     continue
                 limit = max(_STALLED_SECONDS, _STALLED_TIMES * self.seconds_per_crop * len(lane.members))
                 if time.monotonic() - lane.started > limit:
+                    self._standing += 1
                     self._replace(lane, lane.members, f"lane {lane.number} has stood still for {limit:.1f} s")
                     self._fill_lanes()
 

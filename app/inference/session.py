@@ -74,7 +74,7 @@ def open_session(onnx: bytes) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised as well; its own lines are no JSON
     return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 
 

@@ -33,7 +33,8 @@ def configure(levels: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("uvicorn.error").setLevel(max(logging.getLevelName(level), logging.WARNING))
+    # Its warnings tell of requests that are refused, without their ids; those are told by app.requests.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.getLevelName(level), logging.ERROR))
     for pair in single:
         name, _, own = pair.partition("=")
         logging.getLogger(name).setLevel(own)

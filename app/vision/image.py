@@ -5,6 +5,7 @@ OpenCV decodes and turns pictures upright. It is silent about files that end ear
 
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ UInt8 = npt.NDArray[np.uint8]
 
 FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 _MAX_SIDE = 32_766  # OpenCV warps no larger picture
+_JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders write about ten
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
 _REDUCED = {
     1: cv2.IMREAD_COLOR,
@@ -23,6 +25,7 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
+_INFLATED_AT_ONCE = 2**20  # bytes
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32_773, 32_946)  # OpenCV reads the rest as black without a word
 
@@ -72,6 +75,8 @@ def decode(data: bytes, max_pixels: int, reduction: int = 1) -> UInt8:
             f"has {header.width} × {header.height} = {header.width * header.height:,} pixels; at most {max_pixels:,} "
             f"pixels and {_MAX_SIDE:,} a side are taken"
         )
+    if header.format == "PNG":
+        _check_png_data(data, header)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction])
     except cv2.error:
@@ -99,11 +104,11 @@ def _measure_jpeg(data: bytes) -> tuple[int, int]:
     OpenCV paints what is missing of a truncated JPEG grey.
     """
     size: tuple[int, int] | None = None
-    scanned = False
+    scans = 0
     position = 2
     while found := _JPEG_MARKER.search(data, position):
         marker, position = data[found.end() - 1], found.end()
-        if marker == 0xD9 and size is not None and scanned:
+        if marker == 0xD9 and size is not None and scans:
             return size
         if marker in (0xD8, 0xD9):
             raise InvalidImage("is a JPEG file without a whole picture")
@@ -113,7 +118,9 @@ def _measure_jpeg(data: bytes) -> tuple[int, int]:
             if size is not None:
                 raise InvalidImage("is a JPEG file with two frame headers")
             size = (width, height)
-        scanned = scanned or marker == 0xDA
+        scans += marker == 0xDA
+        if scans > _JPEG_SCANS:
+            raise InvalidImage(f"is a JPEG file of more than {_JPEG_SCANS} scans")
         position += length
     raise InvalidImage("is a JPEG file that ends early")
 
@@ -129,6 +136,31 @@ def _measure_png(data: bytes) -> tuple[int, int]:
             raise InvalidImage("is a PNG file that ends early")
         if kind == b"IEND":
             return int(width), int(height)
+
+
+def _check_png_data(data: bytes, header: Header) -> None:
+    """Raise InvalidImage where the pixels' data inflates to more than the pixels need: a megabyte may become a gigabyte, and
+    libpng inflates to the end whatever the size of the picture."""
+    depth, colours = data[24], {2: 3, 4: 2, 6: 4}.get(data[25], 1)
+    # with a byte for the filter and one of padding for each row, of which Adam7 makes nearly two
+    left = header.width * header.height * depth * colours // 8 + 4 * header.height + 16
+    inflate = zlib.decompressobj()
+    position = 8
+    try:
+        while left > 0 and not inflate.eof:
+            length, kind = struct.unpack_from(">I4s", data, position)
+            if kind == b"IDAT":
+                packed = data[position + 8 : position + 8 + length]
+                while packed and left > 0:
+                    left -= len(inflate.decompress(packed, _INFLATED_AT_ONCE))
+                    packed = inflate.unconsumed_tail
+            elif kind == b"IEND":
+                return
+            position += 12 + length
+    except zlib.error:
+        return  # the decoder judges
+    if left <= 0:
+        raise InvalidImage("is a PNG file with more data than its pixels need")
 
 
 def _measure_webp(data: bytes) -> tuple[int, int]:

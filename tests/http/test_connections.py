@@ -37,6 +37,7 @@ def read_to_end(sock: socket.socket) -> bytes:
 def problem(answer: bytes) -> tuple[int, str]:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head.lower()
+    assert f"x-request-id: {orjson.loads(body)['request_id']}".encode() in head.lower()
     return int(head.split()[1]), orjson.loads(body)["type"].removeprefix("/problems/")
 
 
@@ -79,12 +80,53 @@ def test_what_is_not_http_is_told_in_the_form_of_all_problems(strict, said):
         assert problem(read_to_end(sock)) == (400, "malformed_body")
 
 
-def test_refusals_of_connections_are_counted(strict):
+@pytest.mark.parametrize("piece", [b"X-Trailer: y\r\n" * 2000, b"X" * 20_000], ids=["many", "one"])
+def test_endless_trailers_are_refused_and_not_kept(start_service, piece):
+    service = start_service(lanes=1)
+    before = service.metric("process_resident_memory_bytes")
+    with connect(service.port) as sock:
+        sock.sendall(
+            b"POST /v1/pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+        )
+        with contextlib.suppress(ConnectionError):
+            for _ in range(2000):
+                sock.sendall(piece)
+            pytest.fail("tens of megabytes of trailers were read")
+    assert service.metric("process_resident_memory_bytes") < before + 20e6
+
+
+def test_a_chunked_body_with_short_trailers_is_read(strict, t_pose):
+    head = f"POST /v1/pose?boxes={BOX} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nConnection: close\r\n"
+    chunk = b"%x\r\n%s\r\n" % (len(t_pose), t_pose)
+    with connect(strict.port) as sock:
+        sock.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk + b"0\r\nX-Sum: 1\r\n\r\n")
+        assert b" 200 " in read_to_end(sock)[:20]
+
+
+@pytest.mark.parametrize("offer", ["h2c", "websocket", "H2C, TLS/1.2"])
+def test_a_client_that_offers_another_protocol_has_its_body_read(strict, t_pose, offer):
+    """As Java's client and curl --http2 do with every request."""
+    head = f"POST /v1/pose?boxes={BOX} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(t_pose)}\r\n"
+    offers = f"Connection: Upgrade, HTTP2-Settings\r\nupgrade: {offer}\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n"
+    with connect(strict.port) as sock:
+        sock.sendall(f"{head}{offers}".encode() + t_pose)
+        assert b" 200 " in sock.recv(65_536)[:20]
+    with connect(strict.port) as sock:
+        sock.sendall(f"{head}{offers}".encode())
+        time.sleep(0.1)
+        sock.sendall(t_pose)
+        assert b" 200 " in sock.recv(65_536)[:20]
+
+
+def test_refusals_of_connections_are_counted_and_logged(strict):
     before = strict.metric("pose_rejected_total", code="malformed_body")
     with connect(strict.port) as sock:
         sock.sendall(b"hello\r\n\r\n")
-        read_to_end(sock)
+        answer = read_to_end(sock)
     assert strict.metric("pose_rejected_total", code="malformed_body") == before + 1
+    request_id = orjson.loads(answer.partition(b"\r\n\r\n")[2])["request_id"]
+    (line,) = [orjson.loads(line) for line in strict.log.splitlines() if request_id in line]
+    assert (line["status"], line["problem"]) == (400, "malformed_body")
 
 
 def test_a_flood_of_idle_connections_shuts_nobody_out(start_service, t_pose):

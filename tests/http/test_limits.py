@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import cv2
 import httpx
+import numpy as np
 import pytest
 
 HUNDRED_MB = 100 * 2**20
@@ -85,9 +89,65 @@ def test_refused_bodies_do_not_stay_in_memory(client, service):
     assert service.metric("process_resident_memory_bytes") < before + 80e6
 
 
+def test_all_bodies_together_are_bounded(start_service):
+    service = start_service(max_body_bytes=2**20, queue_bytes=2**20, lanes=1)
+    part, rest = bytes(600_000), bytes(400_000)
+    head = HEAD + b"Content-Length: 1000000\r\n\r\n"
+    with connection(service.port) as first, connection(service.port) as second:
+        first.sendall(head + part)
+        service.wait_until(lambda: service.metric("pose_http_requests_in_flight") == 2)
+        second.sendall(head + part)
+        answer = read_answer(second)
+        assert b"429" in answer.split(b"\r\n")[0]
+        assert b"/problems/queue_full" in answer
+        assert b"1,048,576 bytes" in answer
+        assert b"retry-after: 1" in answer.lower()
+        first.sendall(rest)  # which was there before is not disturbed
+        assert b"/problems/invalid_image" in read_answer(first)
+    for _ in range(3):  # and what was answered holds no room
+        answer = service.client.post("/v1/pose", params={"boxes": BOX}, content=part + rest, headers=JPEG)
+        assert answer.json()["type"] == "/problems/invalid_image"
+
+
+@pytest.mark.parametrize("content", [bytes(30 * 2**20), pieces])
+def test_bodies_of_refused_requests_are_let_go_at_once(start_service, content):
+    """Not when the next collection of cycles comes: what was raised holds the frames that hold the body."""
+    service = start_service(lanes=1)
+    memory = []
+    for _ in range(8):
+        body = content() if callable(content) else content
+        service.client.post("/v1/pose", params={"boxes": BOX}, content=body, headers=JPEG)
+        memory.append(service.metric("process_resident_memory_bytes"))
+    assert max(memory[2:]) - min(memory[2:]) < 20e6, memory
+
+
 def test_a_body_of_just_the_limit_is_read(client):
     answer = client.post("/v1/pose", params={"boxes": BOX}, content=bytes(32 * 2**20), headers=JPEG)
     assert answer.json()["type"] == "/problems/invalid_image"
+
+
+def test_decoded_pictures_of_waiting_requests_are_not_kept(start_service):
+    """72 MB of pixels each; to be drawn on, they are decoded again in their turn."""
+    large = cv2.imencode(".jpg", np.full((4000, 6000, 3), 99, np.uint8))[1].tobytes()
+    service = start_service(lanes=1)
+    peak = Path(f"/proc/{service.process.pid}/status")
+    if not peak.exists():
+        pytest.skip("reads the peak of the memory from /proc")
+
+    async def ask_all(count: int) -> set[int]:
+        async with httpx.AsyncClient(base_url=service.client.base_url, timeout=90) as client:
+            asked = {"boxes": "1,1,900,900", "timeout_ms": 60_000}
+            headers = JPEG | {"Accept": "image/jpeg"}
+            asking = [client.post("/v1/pose", params=asked, content=large, headers=headers) for _ in range(count)]
+            return {answer.status_code for answer in await asyncio.gather(*asking)}
+
+    def kilobytes() -> int:
+        return int(re.search(r"VmHWM:\s*(\d+)", peak.read_text())[1])
+
+    assert asyncio.run(ask_all(1)) == {200}
+    alone = kilobytes()
+    assert asyncio.run(ask_all(12)) == {200}
+    assert kilobytes() < alone + 250_000
 
 
 # Time
@@ -173,6 +233,20 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return(busy, t_pose):
     assert int(answer.headers["retry-after"]) >= 1
     assert "100 crops" in answer.json()["detail"]
     assert busy.metric("pose_rejected_total", code="queue_full") == before + 1
+
+
+def test_after_the_seconds_of_retry_after_there_is_room(busy, t_pose):
+    """Room comes back crop by crop, at the measured rate, long before the large request has ended."""
+    asked = {"boxes": ";".join([BOX] * 10), "timeout_ms": 60_000}
+    refused = busy.client.post("/v1/pose", params=asked, content=t_pose, headers=JPEG)
+    assert refused.status_code == 429
+    told = int(refused.headers["retry-after"])
+    assert 1 <= told <= 10
+    time.sleep(told)
+    until = time.monotonic() + told  # the machine may have turned to other work meanwhile
+    while busy.client.post("/v1/pose", params=asked, content=t_pose, headers=JPEG).status_code == 429:
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_probes_and_metrics_answer_whatever_the_load(busy):

@@ -159,6 +159,36 @@ def test_the_openapi_document_tells_of_every_page_and_option(client):
         assert Options.model_fields.keys() <= bodies[kind]["schema"]["properties"].keys()
 
 
+def test_the_openapi_document_tells_the_limits_of_the_settings(start_service):
+    limited = start_service(max_images=3, max_boxes=5, max_timeout_ms=700, timeout_ms=600, lanes=1)
+    pose = limited.client.get("/openapi.json").json()["paths"]["/v1/pose"]["post"]
+    of_query = {parameter["name"]: parameter["schema"] for parameter in pose["parameters"]}
+    assert (of_query["timeout_ms"]["maximum"], of_query["max_people"]["maximum"]) == (700, 5)
+    bodies = pose["requestBody"]["content"]
+    for kind in ("multipart/form-data", "application/json"):
+        fields = bodies[kind]["schema"]["properties"]
+        assert fields["images" if kind == "application/json" else "image"]["maxItems"] == 3
+    assert fields["images"]["items"]["properties"]["boxes"]["anyOf"][0]["maxItems"] == 5
+
+
+def test_the_openapi_document_tells_the_problems_of_each_page(client):
+    pages = client.get("/openapi.json").json()["paths"]
+    told = {
+        code: status
+        for page in pages.values()
+        for operation in page.values()
+        for status, answer in operation["responses"].items()
+        for code in re.findall(r"(\w+):", answer["description"])
+        if status != "200" and set(answer["content"]) == {"application/problem+json"}
+    }
+    # Of pages that there are, by the methods that they take, from a service without keys.
+    elsewhere = {"not_found", "method_not_allowed", "unauthorized"}
+    assert told == {code: str(status) for code, (status, _) in PROBLEMS.items() if code not in elsewhere}
+    responses = pages["/v1/pose"]["post"]["responses"]
+    assert all({"X-Request-ID", "Server-Timing"} <= answer["headers"].keys() for answer in responses.values())
+    assert [status for status, answer in responses.items() if "Retry-After" in answer["headers"]] == ["429", "503"]
+
+
 def test_every_reference_of_the_openapi_document_leads_somewhere(client):
     document = client.get("/openapi.json")
     for reference in re.findall(r'"\$ref":"#/([^"]+)"', document.text):
@@ -251,6 +281,16 @@ def test_without_one_of_the_keys_a_request_is_unauthorized(guarded, t_pose, head
 )
 def test_with_one_of_the_keys_a_request_is_answered(guarded, headers):
     assert guarded.client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_the_openapi_document_tells_which_pages_need_a_key(guarded, client):
+    document = guarded.client.get("/openapi.json", headers={"X-API-Key": "first-key"}).json()
+    assert document["components"]["securitySchemes"].keys() == {"bearer", "key"}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            open_to_all = path in ("/livez", "/readyz", "/metrics")
+            assert ("security" in operation, "401" in operation["responses"]) == (not open_to_all, not open_to_all)
+    assert "security" not in client.get("/openapi.json").text
 
 
 def test_probes_and_metrics_need_no_key(guarded):

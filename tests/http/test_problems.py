@@ -258,6 +258,35 @@ def test_an_option_unknown_or_out_of_range_is_an_invalid_option(client, small, o
     assert_problem(post_json(client, {"images": [image(small)]} | options), 422, "invalid_option", name)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"flip_test": "true"},
+        {"flip_test": 1},
+        {"timeout_ms": True},
+        {"timeout_ms": "5000"},
+        {"max_people": 1.5},
+        {"keypoint_threshold": True},
+        {"keypoint_threshold": "0.5"},
+        {"format": None},
+    ],
+)
+def test_an_option_of_another_type_is_an_invalid_option_of_json(client, small, options):
+    (name,) = options
+    assert_problem(post_json(client, {"images": [image(small)]} | options), 422, "invalid_option", name)
+
+
+def test_numbers_of_json_may_be_written_with_a_point(client, small):
+    answer = post_json(client, {"images": [image(small, id=7.0)], "timeout_ms": 9000.0, "keypoint_threshold": 0})
+    assert answer.status_code == 200
+    assert answer.json()["images"][0]["id"] == 7
+
+
+def test_boxes_of_a_query_are_not_taken_beside_json(client, small):
+    problem = assert_problem(post_json(client, {"images": [image(small)]}, boxes="1,1,9,9"), 422, "invalid_option", "boxes")
+    assert "each picture" in problem["detail"]
+
+
 def test_problems_stay_small_whatever_is_sent(client, small):
     for options in ({"x" * 5_000_000: 1}, {f"unknown{i}": i for i in range(100_000)}, {"format": "y" * 1_000_000}):
         answer = post_json(client, {"images": [image(small)]} | options)
@@ -312,6 +341,8 @@ def test_deep_json_is_a_malformed_body(client):
         {"images": [{"data": "", "url": "http://localhost/a.jpg"}]},
         {"images": [{"data": "", "id": -1}]},
         {"images": [{"data": "", "id": "seven"}]},
+        {"images": [{"data": "", "id": "7"}]},
+        {"images": [{"data": "", "id": True}]},
         {"images": [{"data": "", "id": 2**53}]},
         {"images": [{"data": "", "file_name": 7}]},
         {"images": [{"data": "", "file_name": "n" * 1025}]},

@@ -82,6 +82,32 @@ def test_a_default_model_that_there_is_not_is_told_in_one_line():
     assert "nobody" in said
 
 
+# Disks
+
+
+def test_nothing_is_written_so_a_full_or_unwritable_disk_is_no_matter(start_service, t_pose, tmp_path, monkeypatch):
+    """Not even for a form of many megabytes."""
+    for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    service = start_service(lanes=1)
+    form = {"image": t_pose + bytes(20 * 2**20)}
+    answer = service.client.post("/v1/pose", files=form, data={"boxes": "295,15,545,595"}, timeout=60)
+    assert answer.status_code == 200
+    opened = [entry.readlink() for entry in Path(f"/proc/{service.process.pid}/fd").iterdir() if int(entry.name) > 2]
+    assert [path for path in opened if path.is_absolute() and path.parts[1] != "dev"] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_service_that_cannot_tell_where_it_listens_does_not_start():
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "app"], cwd=ROOT, env=os.environ | {"POSE_PORT": "0"}, stderr=full, timeout=60
+        )
+    assert ended.returncode != 0
+
+
 # Models
 
 

@@ -235,8 +235,9 @@ def test_a_lane_that_stands_still_answers_its_members_and_is_replaced(monkeypatc
         with pytest.raises(LaneLost):
             await stalled
         assert len((await waiting).results) == 1
+        assert not s.ready  # the one core is lost to the old lane
         gate.opened.set()  # the old lane comes back and must change nothing
-        await asyncio.sleep(0.05)
+        await until(lambda: s.ready)
         assert len((await s.run(Network("n", doubled), crops(3), soon())).results) == 1
 
     metrics = drive(work)
@@ -323,6 +324,37 @@ def test_room_is_given_back_by_a_request_that_fails():
             pass
 
     drive(work, queue=5)
+
+
+def test_room_is_given_back_crop_by_crop_as_they_run():
+    """So that what a refused client is told of the seconds until there is room is true."""
+    seen: list[int] = []
+
+    async def work(s: Scheduler) -> None:
+        def counted(batch: np.ndarray) -> BatchResult:
+            seen.append(s.admitted)
+            return doubled(batch)
+
+        with s.admit(6) as room:
+            await s.run(Network("n", counted), crops(1, 2, 3, 4, 5, 6), soon(), room)
+            assert (s.admitted, room.crops) == (0, 0)
+
+    drive(work, queue=6, batch=2)
+    assert seen == [6, 4, 2]
+
+
+def test_the_time_until_there_is_room_is_told_from_the_measured_rate():
+    async def work(s: Scheduler) -> None:
+        s.seconds_per_crop = 0.5
+        with s.admit(10), pytest.raises(QueueFull) as full, s.admit(8):
+            pass
+        assert full.value.retry_after == 2  # 8 crops on 2 lanes
+
+    drive(work, lanes=2, queue=10)
+
+
+def test_a_scheduler_that_was_never_started_can_be_stopped():
+    asyncio.run(Scheduler(2, 10, 4, Metrics()).stop())
 
 
 def test_more_crops_than_the_queue_holds_are_told_from_a_full_queue():

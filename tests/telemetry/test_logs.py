@@ -40,7 +40,7 @@ def test_every_logger_writes_json_lines_of_the_level_asked_for():
     script = (
         "import logging; from app.telemetry import logs; logs.configure('WARNING');"
         "logging.getLogger('x').info('no'); logging.getLogger('x').warning('yes');"
-        "logging.getLogger('uvicorn.error').warning('too')"
+        "logging.getLogger('uvicorn.error').warning('no'); logging.getLogger('uvicorn.error').error('too')"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert [json.loads(line)["message"] for line in ended.stderr.splitlines()] == ["yes", "too"]

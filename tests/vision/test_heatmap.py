@@ -45,6 +45,13 @@ def test_each_crop_decodes_alone_as_it_does_in_a_batch(parity):
     np.testing.assert_array_equal(together, alone)
 
 
+def test_the_highest_cell_is_found_and_the_first_of_equal_ones():
+    maps = np.zeros((1, 3, 5, 4), np.float32)
+    maps[0, 0, 3, 2] = 1
+    maps[0, 1, 1, 3] = maps[0, 1, 4, 0] = 2
+    assert heatmap.argmax(maps).tolist() == [[[2, 3], [3, 1], [0, 0]]]
+
+
 def test_an_empty_batch_gives_no_keypoints():
     assert heatmap.decode(np.zeros((0, 17, 64, 48), np.float32), 160.0, True).shape == (0, 17, 3)
 

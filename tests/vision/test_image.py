@@ -296,6 +296,60 @@ def test_a_bomb_is_refused_at_once_by_its_header(bomb):
     tracemalloc.stop()
 
 
+# Small files that are long work
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_at_once():
+    """A scan of 26 bytes costs a pass over all pixels: 32 MB of them would be hours."""
+    data = file(Image.new("RGB", (3000, 2000)), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    assert image.decode(data[:-2] + 50 * last + b"\xff\xd9", MOST).shape == (2000, 3000, 3)
+    started = time.perf_counter()
+    with pytest.raises(InvalidImage, match="more than 100 scans"):
+        image.decode(data[:-2] + 100_000 * last + b"\xff\xd9", MOST)
+    assert time.perf_counter() - started < 0.5
+
+
+@pytest.mark.parametrize("chunks", [1, 50])
+def test_a_png_with_more_data_than_pixels_is_refused_at_once(chunks):
+    """libpng would inflate it to the end."""
+    content = zlib.compress(bytes(300 * 2**20), 9)
+    size = len(content) // chunks + 1
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 20, 10, 8, 2, 0, 0, 0))]
+    parts += [(b"IDAT", content[at : at + size]) for at in range(0, len(content), size)]
+    packed = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in parts]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(packed) + b"\0\0\0\0IEND\xae\x42\x60\x82"
+    started = time.perf_counter()
+    with pytest.raises(InvalidImage, match="more data than its pixels need"):
+        image.decode(data, MOST)
+    assert time.perf_counter() - started < 0.3
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 2), (13, 9), (47, 31)])
+def test_an_interlaced_png_is_read(width, height):
+    """Whose seven passes hold more rows than the picture."""
+    grey = (np.arange(width * height, dtype=np.uint32) * 7 % 256).astype(np.uint8).reshape(height, width)
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    rows = [row.tobytes() for x, y, dx, dy in passes for row in grey[y::dy, x::dx] if row.size]
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1)),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))),
+        (b"IEND", b""),
+    )
+    packed = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in parts]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+    assert np.array_equal(image.decode(data, MOST)[..., 0], grey)
+
+
+def test_a_bitmap_with_the_oldest_header_is_read():
+    rows = b"".join(bytes((x, y, 200)) for y in range(3) for x in range(4))
+    data = b"BM" + struct.pack("<IHHI", 26 + len(rows), 0, 0, 26) + struct.pack("<IHHHH", 12, 4, 3, 1, 24) + rows
+    assert image.read_header(data) == image.Header("BMP", 4, 3)
+    assert image.decode(data, MOST)[2, 1].tolist() == [1, 0, 200]
+    with pytest.raises(InvalidImage, match="ends early"):
+        image.decode(data[:-1], MOST)
+
+
 def test_the_limit_is_the_number_of_pixels():
     data = file(PICTURE, "PNG")
     image.decode(data, WIDTH * HEIGHT)

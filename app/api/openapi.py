@@ -1,0 +1,145 @@
+"""The OpenAPI document: FastAPI's, and what it cannot know: the bodies, the problems, the headers and the keys."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.api.bodies import PICTURE_TYPES
+from app.api.problems import PROBLEMS
+from app.api.schemas import JsonBody, Options, ProblemOut
+from app.settings import Settings
+
+_JSON = "application/json"
+_SCHEMAS = "#/components/schemas/{model}"
+_BINARY = {"type": "string", "format": "binary"}
+_ANYWHERE = ("malformed_body", "request_timeout", "body_too_large", "internal_error", "not_ready")
+# path → the problems that it is answered with, beside those that any request may meet
+_PROBLEMS_OF: dict[str, tuple[str, ...]] = {
+    "/v1/pose": tuple(
+        code for code in PROBLEMS if code not in ("unauthorized", "not_found", "method_not_allowed", *_ANYWHERE)
+    ),
+    "/v1/models": (),
+    "/v1/models/{name}": ("model_not_found",),
+    "/livez": (),
+    "/readyz": ("shutting_down",),
+    "/metrics": (),
+}
+_HEADERS = {
+    "X-Request-ID": {
+        "description": "The request's own where it is 1 to 128 of A-Za-z0-9._-, else one made here; also in the log.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+    },
+    "Server-Timing": {
+        "description": "Milliseconds of each stage: total;dur=… and, of an answered pose request, those before it.",
+        "schema": {"type": "string"},
+    },
+}
+_RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds until it is worth asking again.", "schema": {"type": "integer", "minimum": 1}}
+}
+_CHALLENGE = {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}}
+_KEYS = {"bearer": {"type": "http", "scheme": "bearer"}, "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
+
+
+def document_of(app: FastAPI, settings: Settings, open_paths: frozenset[str]) -> Callable[[], dict[str, Any]]:
+    """What gives the document of the app with these settings; `open_paths` need no key."""
+    of_routes = app.openapi
+    finished = False
+
+    def document() -> dict[str, Any]:
+        nonlocal finished
+        made = of_routes()  # FastAPI makes it once and keeps it
+        if not finished:
+            _finish(made, settings, open_paths)
+            finished = True
+        return made
+
+    return document
+
+
+def _finish(document: dict[str, Any], settings: Settings, open_paths: frozenset[str]) -> None:
+    document["paths"]["/v1/pose"]["post"] |= _pose_request(settings)
+    schemas = document["components"]["schemas"]
+    schemas["ProblemOut"] = ProblemOut.model_json_schema(ref_template=_SCHEMAS)
+    schemas |= schemas["ProblemOut"].pop("$defs")
+    for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of problems
+        schemas.pop(unused, None)
+    if settings.api_keys:
+        document["components"]["securitySchemes"] = _KEYS
+    for path, operations in document["paths"].items():
+        locked = bool(settings.api_keys) and path not in open_paths
+        for operation in operations.values():
+            answers = {"200": operation["responses"]["200"]} | _problems(_PROBLEMS_OF[path], locked)
+            for answer in answers.values():
+                answer["headers"] = _HEADERS | answer.get("headers", {})
+            operation["responses"] = answers
+            if locked:
+                operation["security"] = [{name: []} for name in _KEYS]
+
+
+def _problems(codes: tuple[str, ...], locked: bool) -> dict[str, Any]:
+    """An answer for each status of the problems."""
+    answers: dict[str, Any] = {}
+    for code, (status, title) in PROBLEMS.items():
+        if code not in (*codes, *_ANYWHERE) and not (locked and code == "unauthorized"):
+            continue
+        answer = answers.setdefault(str(status), {"description": "", "content": {}, "headers": {}})
+        answer["description"] = "; ".join(filter(None, (answer["description"], f"{code}: {title}")))
+        answer["content"] = {"application/problem+json": {"schema": {"$ref": _SCHEMAS.format(model="ProblemOut")}}}
+        if status in (429, 503):
+            answer["headers"] = _RETRY_AFTER
+        elif code == "unauthorized":
+            answer["headers"] = _CHALLENGE
+    return answers
+
+
+def _pose_request(settings: Settings) -> dict[str, Any]:
+    """The options and bodies of POST /v1/pose, which are read in bodies.py and so unknown to FastAPI."""
+    body = JsonBody.model_json_schema(ref_template=_SCHEMAS)
+    images = body["properties"]["images"]
+    images["items"] = body.pop("$defs")["JsonImage"]
+    images["maxItems"] = settings.max_images
+    for schema in (*images["items"]["properties"]["boxes"]["anyOf"],):
+        if schema.get("type") == "array":
+            schema["maxItems"] = settings.max_boxes
+    for properties in (body["properties"], options := Options.model_json_schema()["properties"]):
+        _limit(properties["timeout_ms"], settings.max_timeout_ms)
+        _limit(properties["max_people"], settings.max_boxes)
+    options = {name: _without_null(schema) for name, schema in options.items()}
+    boxes = {
+        "type": "string",
+        "description": "The people: x,y,w,h joined by ; or repeated, or a JSON list of [x, y, w, h].",
+        "examples": ["120,40,180,380"],
+    }
+    of_form = {
+        **boxes,
+        "description": "The people: of one picture as in the query; of several a JSON list with a list (or null) for each.",
+    }
+    pictures = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": settings.max_images}
+    form = {
+        "type": "object",
+        "required": ["image"],
+        "properties": {"image": pictures, "boxes": of_form, **options},
+        "additionalProperties": False,
+    }
+    content: dict[str, Any] = {kind: {"schema": _BINARY} for kind in PICTURE_TYPES}
+    content |= {"multipart/form-data": {"schema": form}, _JSON: {"schema": body}}
+    parameters = [
+        {"in": "query", "name": name, "schema": schema, "description": schema["description"]}
+        for name, schema in {"boxes": boxes, **options}.items()
+    ]
+    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
+
+
+def _limit(schema: dict[str, Any], most: int) -> None:
+    """Write the limit that a setting gives into the schema of an optional number."""
+    schema["anyOf"][0]["maximum"] = most
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an option as a text, which knows no null: it is left out instead."""
+    kept = {name: value for name, value in schema.items() if name not in ("anyOf", "default") or value is not None}
+    (value, *_) = kept.pop("anyOf", [{}])
+    return {**value, **kept}
