@@ -132,6 +132,13 @@ def cached_people(annotation_file: Path, cache: Path, height: int) -> People:
     return people
 
 
+def gathered(cut_outs: list[tuple[npt.NDArray[np.uint8], dict[str, Any]]]) -> People:
+    """People as `cut_out` makes them, in memory."""
+    columns = {key: np.asarray([row[key] for _, row in cut_outs]) for key in cut_outs[0][1]}
+    pixels = [each.reshape(-1) for each, _ in cut_outs]
+    return People(pixels=np.concatenate(pixels), offsets=np.cumsum([0, *map(len, pixels)]), **columns)
+
+
 def _write_cache(annotation_file: Path, index_file: Path, pixel_file: Path, height: int) -> None:
     columns: dict[str, list[Any]] = {key: [] for key in ("heights", "widths", "centres", "sizes", "keypoints", "weights")}
     offsets = [0]
@@ -139,7 +146,7 @@ def _write_cache(annotation_file: Path, index_file: Path, pixel_file: Path, heig
     def cut_outs(picture: Picture) -> list[tuple[npt.NDArray[np.uint8], dict[str, Any]]]:
         labelled = [a for a in picture.annotations if a.get("num_keypoints", 0) > 0 and not a.get("iscrowd", 0)]
         whole = picture.pixels() if labelled else np.zeros((0, 0, 3), np.uint8)
-        return [_cut_out(whole, annotation, height) for annotation in labelled]
+        return [cut_out(whole, annotation, height) for annotation in labelled]
 
     threads = len(os.sched_getaffinity(0))
     with whole_file(pixel_file) as out, ThreadPoolExecutor(threads) as pool:
@@ -168,7 +175,7 @@ def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: It
         yield waiting.popleft().result()
 
 
-def _cut_out(
+def cut_out(
     picture: npt.NDArray[np.uint8], annotation: dict[str, Any], height: int
 ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
     """One person's surroundings, reduced to what a network of input `height` can use, and the labels in its pixels."""

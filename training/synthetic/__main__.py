@@ -1,88 +1,69 @@
 """Rendered people as a COCO keypoint set: `python -m training.synthetic --assets DIR --count N --out DIR`.
 
-Writes rendered.json and rendered-0.zip; a picture depends on the seed and its number alone.
+Writes rendered.json and rendered-0.zip. Pictures are made in groups of one size; on a CPU a picture depends on the seed and
+its number alone, not on how many are made or by how many threads.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 import zipfile
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from training.data import Picture
+from training.data import in_order
 from training.files import DataError, whole_file, write_whole
 from training.keypoints import NAMES, SKELETON
-from training.synthetic.assets import Assets, load_assets
-from training.synthetic.backgrounds import background, read_backgrounds
-from training.synthetic.labels import annotations
-from training.synthetic.people import Regions
-from training.synthetic.render import OVERSAMPLED, photographed, render
-from training.synthetic.scene import random_scene
+from training.synthetic.studio import Studio
 
 _SIDES = (256, 448)  # of pictures, in pixels
+_GROUP = 16  # pictures that are drawn together
+_REPORT_SECONDS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Studio:
-    """What pictures are made from."""
-
-    assets: Assets
-    regions: Regions
-    photos: list[Picture]
-    seed: int
-
-    def picture(self, number: int) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
-        """Picture `number` [H, W, 3] (BGR) and its annotations without ids. Raises DataError."""
-        rng = np.random.default_rng((self.seed, number))
-        height, width = rng.integers(*_SIDES, 2, endpoint=True).tolist()
-        drawn = (height * OVERSAMPLED, width * OVERSAMPLED)
-        scene = random_scene(self.assets, self.regions, drawn[1], drawn[0], rng)
-        behind, before = background(self.photos, *drawn, rng), background(self.photos, *drawn, rng)
-        colours, seen = render(scene, behind, before, rng)
-        people = annotations(scene, seen, self.assets.body.slack, OVERSAMPLED)
-        return photographed(colours, (height, width), rng), people
+def group(studio: Studio, number: int, count: int, seed: int) -> list[tuple[bytes, tuple[int, int], list[dict[str, Any]]]]:
+    """Group `number` of pictures, of which only those below `count` are kept: WebP files, sizes and annotations."""
+    height, width = np.random.default_rng((seed, number, 1)).integers(*_SIDES, 2, endpoint=True).tolist()
+    first = number * _GROUP
+    rngs = [np.random.default_rng((seed, each)) for each in range(first, first + _GROUP)]
+    made = studio.pictures((height, width), rngs)[: count - first]
+    quality = [cv2.IMWRITE_WEBP_QUALITY, 92]
+    return [(cv2.imencode(".webp", pixels, quality)[1].tobytes(), (height, width), people) for pixels, people in made]
 
 
-def write_set(studio: Studio, count: int, out: Path) -> None:
+def write_set(studio: Studio, count: int, seed: int, out: Path, threads: int) -> None:
     """Write pictures 0 … count - 1 as the set `rendered`. Raises DataError."""
     out.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": 1, "name": "person", "keypoints": NAMES, "skeleton": SKELETON}],
-    }
+    images: list[dict[str, Any]] = []
+    people: list[dict[str, Any]] = []
     started = told = time.monotonic()
-    with whole_file(out / "rendered-0.zip") as file, zipfile.ZipFile(file, "w") as archive:
-        for number in range(count):
-            pixels, people = studio.picture(number)
+    with (
+        whole_file(out / "rendered-0.zip") as file,
+        zipfile.ZipFile(file, "w") as archive,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        groups = in_order(pool, lambda number: group(studio, number, count, seed), range(-(-count // _GROUP)), threads)
+        for data, (height, width), seen in (picture for pictures in groups for picture in pictures):
+            number = len(images)
             name = f"{number:06d}.webp"
-            data = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, 92])[1].tobytes()
-            archive.writestr(
-                zipfile.ZipInfo(name), data
-            )  # ZipInfo: without the time, so that the same seed gives the same file
-            height, width = pixels.shape[:2]
-            content["images"].append(
-                {"id": number, "file_name": name, "zip": "rendered-0.zip", "width": width, "height": height}
-            )
-            for person in people:
-                content["annotations"].append({"id": len(content["annotations"]), "image_id": number, **person})
+            archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo: without the time, for the same bytes again
+            images.append({"id": number, "file_name": name, "zip": "rendered-0.zip", "width": width, "height": height})
+            people += [{"id": len(people) + place, "image_id": number, **person} for place, person in enumerate(seen)]
             now = time.monotonic()
-            if now - told > 5 or number == count - 1:
-                labelled = sum(person["num_keypoints"] > 0 for person in content["annotations"])
-                rate = labelled / (now - started)
-                print(
-                    f"{number + 1} of {count} pictures, {labelled} people, {rate:.1f} people/s", file=sys.stderr, flush=True
-                )
+            if now - told > _REPORT_SECONDS or number == count - 1:
+                labelled = sum(person["num_keypoints"] > 0 for person in people)
+                rate = f"{labelled / (now - started):.1f} people/s"
+                print(f"{number + 1} of {count} pictures, {labelled} people, {rate}", file=sys.stderr, flush=True)
                 told = now
-    write_whole(out / "rendered.json", json.dumps(content))
+    category = {"id": 1, "name": "person", "keypoints": NAMES, "skeleton": SKELETON}
+    write_whole(out / "rendered.json", json.dumps({"images": images, "annotations": people, "categories": [category]}))
 
 
 def main() -> None:
@@ -92,19 +73,27 @@ def main() -> None:
     )
     parser.add_argument("--assets", type=Path, required=True, help="folder of poses.npz, anny_compact.npz and the garments")
     parser.add_argument(
-        "--backgrounds", type=Path, help="COCO file of photos with nobody in them; without it plain gradients"
+        "--backgrounds",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="COCO files of photos; what they show beside their people's boxes is used. Without them plain gradients",
     )
     parser.add_argument("--count", type=int, required=True, help="pictures; there are about two people in each")
     parser.add_argument("--out", type=Path, required=True, help="folder for rendered.json and rendered-0.zip")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hdm05", action="store_true", help="poses_hdm05.npz too, whose licence is CC BY-SA 3.0")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     arguments = parser.parse_args()
+    if arguments.count < 1 or arguments.seed < 0:
+        parser.error("--count must be at least 1 and --seed at least 0")
+    device = torch.device(arguments.device)
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    threads = len(os.sched_getaffinity(0)) if device.type == "cpu" else 2
     try:
-        assets = load_assets(arguments.assets, arguments.hdm05)
-        photos = read_backgrounds(arguments.backgrounds)
-        studio = Studio(assets, Regions.of(assets.body), photos, arguments.seed)
-        write_set(studio, arguments.count, arguments.out)
+        studio = Studio.open(arguments.assets, arguments.hdm05, arguments.backgrounds, device)
+        write_set(studio, arguments.count, arguments.seed, arguments.out, threads)
     except DataError as error:
         raise SystemExit(str(error)) from error
 

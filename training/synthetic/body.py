@@ -4,19 +4,21 @@ The formulas are those of the body's own documentation: bones follow one or two 
 twist is spread along it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from training.synthetic.assets import Body, Garment
+from training.synthetic.assets import Body
+from training.synthetic.garments import Garment
 
-LEFT_AND_RIGHT = ((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (20, 21))  # joints of the pose skeleton
-ARMS = ((13, 16, 18, 20), (14, 17, 19, 21))
+_LEFT_AND_RIGHT = ((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (20, 21))  # joints of the pose skeleton
+LIMBS = ((13, 16, 18, 20), (14, 17, 19, 21), (1, 4, 7, 10), (2, 5, 8, 11), (12, 15))  # arms, legs, neck and head
 _MIRROR = list(range(22))
-for _left, _right in LEFT_AND_RIGHT:
+for _left, _right in _LEFT_AND_RIGHT:
     _MIRROR[_left], _MIRROR[_right] = _right, _left
-_KEPT_APART = 0.07  # metres between limbs' axes, and from them to the trunk's, for a person of 1.7 m
+_KEPT_APART = 0.055  # metres between limbs' axes for a person of 1.7 m
+_TRUNK = 0.6  # of half the trunk's depth: how near the axis of a limb may come to the trunk's
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +46,40 @@ def pose(body: Body, shapes: Tensor, q: Tensor) -> Posed:
     bones = torch.cat([rotations, shift], 3)  # [N, B, 3, 4]
     transforms = (body.skin @ bones.flatten(2)).reshape(len(rest), -1, 3, 4)
     vertices = _moved(transforms, rest)
-    used = rest[:, torch.unique(body.triangles)]
-    return Posed(rest, vertices, transforms, body.keypoints @ vertices, used[..., 1].amax(1) - used[..., 1].amin(1))
+    tall = rest[:, body.surface, 1]
+    return Posed(rest, vertices, transforms, body.keypoints @ vertices, tall.amax(1) - tall.amin(1))
 
 
-def wear(garment: Garment, posed: Posed, person: int) -> tuple[Tensor, Tensor]:
-    """The garment's rest and posed vertices [G, 3] on one of the bodies."""
-    rest = posed.rest[person]
-    gains = torch.stack([(rest[a, axis] - rest[b, axis]).abs() / ref for axis, (a, b, ref) in enumerate(garment.scales)])
-    fitted = (garment.weights[..., None] * rest[garment.vertices]).sum(1) + garment.offsets * gains
+def sketch(body: Body, every: int = 8) -> Body:
+    """The same body with few vertices: all that keypoints are means of, the ends of the head and feet, some others."""
+    ends = body.surface[torch.stack([body.mean[body.surface, 1].argmin(), body.mean[body.surface, 1].argmax()])]
+    kept = torch.unique(torch.cat([torch.nonzero(body.keypoints.any(0))[:, 0], ends, body.surface[::every]]))
+    return replace(
+        body,
+        mean=body.mean[kept],
+        basis=body.basis[:, kept],
+        skin=body.skin[kept],
+        keypoints=body.keypoints[:, kept],
+        surface=torch.arange(len(kept)),
+        triangles=body.triangles[:0],
+    )
+
+
+def wear(garment: Garment, posed: Posed, people: Tensor) -> tuple[Tensor, Tensor]:
+    """The garment's rest and posed vertices [P, G, 3] on those of the bodies [P]."""
+    rest, own = posed.rest[people], posed.transforms[people]
+    gains = [(rest[:, a, axis] - rest[:, b, axis]).abs() / ref for axis, (a, b, ref) in enumerate(garment.scales)]
+    fitted = (garment.weights[..., None] * rest[:, garment.vertices]).sum(2)
+    fitted = fitted + garment.offsets * torch.stack(gains, 1)[:, None]
     share = garment.weights.clamp(min=0)
     share = share / share.sum(1, keepdim=True).clamp(min=1e-6)
-    transforms = (share[..., None, None] * posed.transforms[person][garment.vertices]).sum(1)
-    return fitted, _moved(transforms, fitted)
+    transforms = sum(share[:, corner, None, None] * own[:, garment.vertices[:, corner]] for corner in range(3))
+    return fitted, _moved(torch.as_tensor(transforms), fitted)
 
 
 def mirrored(q: Tensor) -> Tensor:
     """Rotations q [N, 22, 4] of the same poses seen in a mirror."""
-    return q[:, _MIRROR] * torch.tensor([1.0, 1.0, -1.0, -1.0])
+    return q[:, _MIRROR] * q.new_tensor([1.0, 1.0, -1.0, -1.0])
 
 
 def turned(q: Tensor, yaw: Tensor) -> Tensor:
@@ -70,16 +88,25 @@ def turned(q: Tensor, yaw: Tensor) -> Tensor:
     return torch.cat([product(turn, q[:, 0])[:, None], q[:, 1:]], 1)
 
 
-def entangled(keypoints: Tensor, heights: Tensor) -> Tensor:
-    """Whether a limb [N] goes through the trunk, or through another limb: keypoints [N, 17, 3] in metres."""
-    least = _KEPT_APART * heights / 1.7
+def girths(body: Body, posed: Posed) -> Tensor:
+    """Half the depth of the trunks [N] in metres, from front to back, of bodies at rest."""
+    joints = body.keypoints @ body.mean
+    hips, shoulders = joints[11:13].mean(0), joints[5:7].mean(0)
+    x, y, _ = body.mean.unbind(1)
+    trunk = (x.abs() < 0.6 * joints[5, 0]) & (y > hips[1]) & (y < shoulders[1])
+    depths = posed.rest[:, trunk, 2]
+    return (depths.amax(1) - depths.amin(1)) / 2
+
+
+def entangled(keypoints: Tensor, heights: Tensor, girth: Tensor) -> Tensor:
+    """Whether a limb [N] sinks deeply into trunk or limbs; keypoints [N, 17, 3], heights and girths [N] in metres."""
     trunk = (keypoints[:, 11:13].mean(1), keypoints[:, 5:7].mean(1))
     limbs = {name: (keypoints[:, a], keypoints[:, b]) for name, a, b in _LIMBS}
-    found = torch.zeros(len(keypoints), dtype=torch.bool)
+    found = torch.zeros(len(keypoints), dtype=torch.bool, device=keypoints.device)
     for name in ("left forearm", "right forearm", "left shin", "right shin"):
-        found |= _gap(limbs[name], trunk) < least
+        found |= _gap(limbs[name], trunk) < _TRUNK * girth
     for first, second in _CROSSINGS:
-        found |= _gap(limbs[first], limbs[second]) < 0.8 * least
+        found |= _gap(limbs[first], limbs[second]) < _KEPT_APART * heights / 1.7
     return found
 
 
@@ -102,7 +129,7 @@ _CROSSINGS = (
 
 def _gap(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
     """The least distance [N] of ten points of each segment."""
-    steps = torch.linspace(0, 1, 10)[:, None]
+    steps = torch.linspace(0, 1, 10, device=first[0].device)[:, None]
     a, b = (start[:, None] + steps * (end - start)[:, None] for start, end in (first, second))
     return torch.cdist(a, b).flatten(1).amin(1)
 

@@ -1,132 +1,120 @@
-"""A scene and a background → a picture with what a camera does to it, and for every pixel who is seen at what depth."""
+"""Scenes → colours, and for every drawn pixel who is seen at what depth; whole batches, on whatever device the bodies are."""
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.synthetic.mesh import CHECKS, DOTS, STRIPES, Mesh
+from training.synthetic.assets import Assets
+from training.synthetic.body import pose
+from training.synthetic.camera import Cameras, Lights
+from training.synthetic.mesh import Materials, Mesh, joined
+from training.synthetic.people import Regions, dressed
 from training.synthetic.raster import barycentric, rasterise
-from training.synthetic.scene import Light, Scene
+from training.synthetic.scene import Scenes
 
-Float32 = npt.NDArray[np.float32]
-UInt8 = npt.NDArray[np.uint8]
-
-OVERSAMPLED = 2  # pixels drawn for one of the picture, in both directions
-_NOBODY, _THING = -2, -1
+NOBODY, THING, HELD = -3, -1, -2  # owners of pixels
+_HELD_AT = 0.5  # metres
+_SHADED_AT_ONCE = {"cpu": 50_000}  # pixels: more do not fit into a core's cache
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What is seen at each drawn pixel: owner [H, W] (-2: background, -1: a thing) and depth [H, W] in metres."""
+class Drawn:
+    """A batch of S images: colours [S, H, W, 3] (BGR, 0…1), depth [S, H, W] in metres, owner [S, H, W].
 
-    owner: npt.NDArray[np.int64]
-    depth: Float32
-
-
-def render(scene: Scene, background: Float32, patch: Float32, rng: np.random.Generator) -> tuple[Float32, Seen]:
-    """Colours [H, W, 3] (BGR, 0…1) before background [H, W, 3], and what is seen; the sizes are those that are drawn.
-
-    Sometimes a piece of `patch` [H, W, 3] is held before everything, at a depth of half a metre.
+    The owner is the number of a person in the batch, THING, HELD (something before the camera) or NOBODY; the last two are
+    black. `shadow` [S, H, W] is what is left of the background's light. People have `keypoints` [N, 17, 3] (x, y in drawn
+    pixels, depth in metres), `heights` [N] in metres and their `image` [N].
     """
-    height, width = background.shape[:2]
-    mesh = scene.mesh
-    projected = scene.camera.project(mesh.points)
-    image = torch.zeros(len(mesh.triangles), dtype=torch.int64)
-    numbers, depths = (values[0] for values in rasterise(projected, mesh.triangles, image, (1, height, width)))
-    y, x = torch.nonzero(numbers >= 0, as_tuple=True)
-    triangles = numbers[y, x]
-    colours = background * _shadow(scene, (height, width))[..., None]
-    if len(triangles):
-        corners = mesh.triangles[triangles]
-        weights = barycentric(projected[corners], x.float(), y.float())[..., None]
-        normals = functional.normalize((mesh.normals[corners] * weights).sum(1), dim=1)
-        rest = (mesh.rest[corners] * weights).sum(1)
-        seen_from = torch.tensor(scene.camera.place, dtype=torch.float32) - (mesh.points[corners] * weights).sum(1)
-        normals = torch.where((normals * seen_from).sum(1, keepdim=True) < 0, -normals, normals)  # the back of a sheet
-        colours[y, x] = (_albedo(mesh, mesh.material[triangles], rest) * _lit(scene.light, normals)).clamp(0, 1).numpy()
-    owner = torch.full((height, width), _NOBODY)
-    owner[y, x] = mesh.owner[triangles]
-    seen = Seen(owner.numpy(), depths.numpy())
-    if rng.random() < 0.15:
-        _hold_before(colours, seen, patch, rng)
-    return colours, seen
+
+    colours: Tensor
+    depth: Tensor
+    owner: Tensor
+    shadow: Tensor
+    keypoints: Tensor
+    heights: Tensor
+    image: Tensor
 
 
-def photographed(colours: Float32, size: tuple[int, int], rng: np.random.Generator) -> UInt8:
-    """Drawn colours [H, W, 3] → a picture (height, width): exposure, defocus, few pixels, noise and JPEG."""
-    picture = np.asarray(cv2.resize(colours, size[::-1], interpolation=cv2.INTER_AREA), np.float32)
-    if rng.random() < 0.2:
-        factor = rng.uniform(0.35, 0.8)
-        small = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        picture = np.asarray(cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
-    if rng.random() < 0.3:
-        picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 1.4)), np.float32)
-    picture = np.clip(picture, 0, 1) ** rng.uniform(0.7, 1.4) * rng.uniform(0.75, 1.2)
-    picture += rng.normal(0, rng.uniform(0, 0.03), picture.shape).astype(np.float32)
-    pixels = np.asarray(np.clip(picture * 255, 0, 255), np.uint8)
-    if rng.random() < 0.5:
-        data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 95))])[1]
-        pixels = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
-    return pixels
+def render(assets: Assets, regions: Regions, scenes: Scenes) -> Drawn:
+    """Draw a batch of scenes where the assets' tensors are."""
+    cast, device = scenes.cast, assets.body.mean.device
+    shift, image = cast.shift.to(device), cast.image.to(device)
+    posed = pose(assets.body, cast.shapes.to(device), cast.q.to(device))
+    materials = [material for outfit in cast.outfits for material in outfit.materials]
+    meshes = [dressed(assets, regions, posed, cast.outfits, shift, image)]
+    for number, thing in scenes.things:
+        meshes.append(thing.mesh(number, len(materials), device))
+        materials.append(thing.material)
+    mesh, table = joined(meshes), Materials.of(materials, device)
+    cameras, lights = Cameras.of(scenes.cameras, device), Lights.of(scenes.lights, device)
+    count, size = len(scenes.cameras), scenes.size
+    projected = cameras.project(mesh.points, mesh.image)
+    numbers, depth = rasterise(projected, mesh.triangles, mesh.image[mesh.triangles[:, 0]], (count, *size), mesh.closed)
+    where = torch.nonzero(numbers >= 0, as_tuple=True)
+    triangles = numbers[where]
+    colours = torch.zeros(count, *size, 3, device=device)
+    points = torch.cat([mesh.points, mesh.rest, mesh.normals(), projected], 1)
+    for part in torch.split(torch.arange(len(triangles), device=device), _SHADED_AT_ONCE.get(device.type, 16_000_000)):
+        place = (where[0][part], where[1][part], where[2][part])
+        colours[place] = _shaded(
+            points, mesh.triangles[triangles[part]], mesh.material[triangles[part]], table, cameras, lights, place
+        )
+    owner = torch.full((count, *size), NOBODY, device=device)
+    owner[where] = mesh.owner[triangles]
+    _hold(scenes, colours, depth, owner)
+    joints = (posed.keypoints + shift[:, None]).flatten(0, 1)
+    keypoints = cameras.project(joints, image.repeat_interleave(17)).view(-1, 17, 3)
+    return Drawn(colours, depth, owner, _shadow(mesh, cameras, lights, size), keypoints, posed.heights, image)
 
 
-def _albedo(mesh: Mesh, material: Tensor, rest: Tensor) -> Tensor:
-    """Colours [M, 3] of materials [M] at places of the rest body [M, 3]."""
+def _shaded(
+    points: Tensor,
+    corners: Tensor,
+    material: Tensor,
+    table: Materials,
+    cameras: Cameras,
+    lights: Lights,
+    where: tuple[Tensor, Tensor, Tensor],
+) -> Tensor:
+    """Colours [M, 3] of triangles with these corners [M, 3] and materials [M] at pixels `where` (image, y, x).
 
-    def table(values: list[npt.NDArray[np.float32]]) -> Tensor:
-        return torch.tensor(np.stack(values))[material]
-
-    first, second = table([m.colour for m in mesh.materials]), table([m.second for m in mesh.materials])
-    waves = table([np.zeros(3, np.float32) if m.waves is None else m.waves for m in mesh.materials])
-    pattern = torch.tensor([m.pattern for m in mesh.materials])[material]
-    phase = torch.sin(2 * torch.pi * rest * waves)
-    striped = (phase.sum(1) > 0) & (pattern == STRIPES)
-    checked = ((phase[:, 0] > 0) ^ (phase[:, 1] > 0)) & (pattern == CHECKS)
-    dotted = ((phase[:, 0] > 0.5) & (phase[:, 1] > 0.5)) & (pattern == DOTS)
-    colours = torch.where((striped | checked | dotted)[:, None], second, first)
-    # Folds and blotches: a few sines of the place at rest, which do not repeat within a body.
-    wrinkles = torch.sin(rest @ torch.tensor([[23.0, 61.0, 9.0], [37.0, -29.0, 83.0], [17.0, 47.0, -59.0]])).mean(1)
-    mottled = torch.tensor([m.mottled for m in mesh.materials])[material]
-    return colours * (1 + mottled * wrinkles * 2)[:, None]
-
-
-def _lit(light: Light, normals: Tensor) -> Tensor:
-    direction, colour = (torch.tensor(values, dtype=torch.float32) for values in (light.direction, light.colour))
-    diffuse = (normals @ direction).clamp(min=0)
-    sky = 0.85 + 0.15 * normals[:, 1]
-    return (light.ambient * sky + (1.1 - light.ambient) * diffuse)[:, None] * colour
+    points [P, 12]: places in the world and at rest, normals, and places in the picture with depth.
+    """
+    image, y, x = where
+    values = points[corners]
+    weights = barycentric(values[..., 9:], x.float(), y.float())
+    between = (weights[:, None] @ values[..., :9])[:, 0]
+    place, rest, normals = between[:, :3], between[:, 3:6], functional.normalize(between[:, 6:], dim=1)
+    back = (normals * (cameras.places[image] - place)).sum(1, keepdim=True) < 0  # of a sheet
+    normals = torch.where(back, -normals, normals)
+    return (table.colours(material, rest) * lights.falling(normals, image)).clamp(0, 1)
 
 
-def _shadow(scene: Scene, size: tuple[int, int]) -> Float32:
-    """A soft dark patch [H, W] where people's shadows fall on the ground; 1 elsewhere."""
-    light = scene.light
-    if light.ambient > 0.7 or light.direction[1] < 0.3:
-        return np.ones(size, np.float32)
-    points = scene.mesh.points[::7]
-    away = torch.tensor(light.direction / light.direction[1], dtype=torch.float32)
-    x, y, depth = scene.camera.project(points - points[:, 1:2] * away).unbind(1)
+def _hold(scenes: Scenes, colours: Tensor, depth: Tensor, owner: Tensor) -> None:
+    """Cover the outlines of what is held before the cameras."""
+    for number, outline in enumerate(scenes.held):
+        if outline is not None:
+            mask = cv2.fillPoly(np.zeros(scenes.size, np.uint8), [outline], 1)
+            covered = torch.from_numpy(np.asarray(mask)).to(owner.device) > 0
+            colours[number][covered], depth[number][covered], owner[number][covered] = 0, _HELD_AT, HELD
+
+
+def _shadow(mesh: Mesh, cameras: Cameras, lights: Lights, size: tuple[int, int]) -> Tensor:
+    """How much light is left [S, H, W] where shadows fall on the ground: points along the light, made soft."""
+    points, image = mesh.points[::7], mesh.image[::7]
+    direction = lights.directions[image]
+    x, y, depth = cameras.project(points - points[:, 1:2] * direction / direction[:, 1:2].clamp(min=0.05), image).unbind(1)
     inside = (depth > 0.2) & (x >= 0) & (y >= 0) & (x < size[1]) & (y < size[0])
-    dark = np.zeros(size, np.float32)
-    dark[y[inside].long().numpy(), x[inside].long().numpy()] = 1.0
-    spread = max(size) / 90
-    dark = np.asarray(cv2.GaussianBlur(cv2.dilate(dark, np.ones((7, 7), np.uint8)), (0, 0), spread), np.float32)
-    return np.asarray(1 - 0.55 * np.clip(dark * 1.5, 0, 1), np.float32)
-
-
-def _hold_before(colours: Float32, seen: Seen, patch: Float32, rng: np.random.Generator) -> None:
-    """Cover a random polygon by the same place of another photo."""
-    height, width = seen.owner.shape
-    centre, reach = rng.uniform([0, 0], [width, height]), rng.uniform(0.08, 0.35) * min(height, width)
-    angles = np.sort(rng.uniform(0, 2 * np.pi, 7))
-    outline = centre + reach * rng.uniform(0.5, 1.4, (7, 1)) * np.stack([np.cos(angles), np.sin(angles)], 1)
-    mask = np.zeros((height, width), np.uint8)
-    cv2.fillPoly(mask, [outline.astype(np.int32)], 1)
-    covered = mask > 0
-    colours[covered] = patch[covered]
-    seen.owner[covered] = _THING
-    seen.depth[covered] = 0.5
+    small = (-(-size[0] // 4), -(-size[1] // 4))
+    dark = torch.zeros(len(cameras.focal), 1, *small, device=points.device)
+    dark[image[inside], 0, (y[inside] / 4).long(), (x[inside] / 4).long()] = 1.0
+    dark = functional.max_pool2d(dark, 3, 1, 1)
+    for _ in range(3):
+        dark = functional.avg_pool2d(dark, 5, 1, 2, count_include_pad=False)
+    cast = (lights.ambient < 0.7) & (lights.directions[:, 1] > 0.3)
+    dark = functional.interpolate(dark * cast[:, None, None, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return 1 - 0.55 * (1.5 * dark).clamp(max=1)

