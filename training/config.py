@@ -37,6 +37,17 @@ class Distillation(BaseModel):
     share: float = Field(ge=0, le=1)  # of the loss; the labels have the rest
 
 
+class Rendered(BaseModel):
+    """People who are rendered while the training runs (training/synthetic), and take the places of others in each batch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    assets: Path  # folder of poses.npz, anny_compact.npz and the garments
+    backgrounds: list[Path] = []  # COCO files of photos
+    share: float = Field(gt=0, le=1)  # of each batch
+    hdm05: bool = False  # poses_hdm05.npz too, whose licence is CC BY-SA 3.0
+
+
 class Config(BaseModel):
     """The content of a config file."""
 
@@ -48,6 +59,7 @@ class Config(BaseModel):
     sets: dict[str, float]
     augmentation: Augmentation = Augmentation()
     distillation: Distillation | None = None
+    rendered: Rendered | None = None
     stages: list[Stage]
 
     @classmethod

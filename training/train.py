@@ -31,6 +31,7 @@ from training.pixels import normalised
 from training.plots import training_plot
 from training.schedule import Members, average, learning_rate, one_ahead, write_line
 from training.state import State, finished_weights, new_optimizer, new_state, resume, save
+from training.synthetic.studio import Studio
 from training.weights import read_lpn, write_content
 
 log = logging.getLogger("training")
@@ -40,6 +41,8 @@ _REPORT_SECONDS = 30
 
 # One step's people: crops [N, H, W, 3], keypoints [N, 17, 2] in crop pixels and weights [N, 17], on the device.
 Step = tuple[Tensor, Tensor, Tensor]
+# What is drawn of a step: the people to choose from, the chosen, what becomes of them, and their crops if OpenCV made them.
+Part = tuple[list[People], Members, Changes, Any]
 Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -62,16 +65,33 @@ def steps_of(run: Run, sets: list[People], stage: Stage, number: int, first: int
     seed = (run.config.seed, number)
     shares, augmentation = list(run.config.sets.values()), run.config.augmentation
     people = resident(sets, run.device) if run.on_device else None
+    rendered = run.config.rendered
+    studio = Studio.open(rendered.assets, rendered.hdm05, rendered.backgrounds, run.device) if rendered else None
+    kept = stage.batch - (max(1, round(rendered.share * stage.batch)) if rendered else 0)
 
-    def draw(step: int, members: Members) -> tuple[Members, Changes, Any]:
+    def part(chosen: list[People], members: Members, rng: np.random.Generator) -> Part:
+        changes = drawn_changes(chosen, members, stage.height, augmentation, rng)
+        return chosen, members, changes, changed_crops(chosen, members, changes) if people is None else None
+
+    def draw(step: int, members: Members) -> list[Part]:
         rng = np.random.default_rng((*seed, step, 1))
-        changes = drawn_changes(sets, members, stage.height, augmentation, rng)
-        return members, changes, changed_crops(sets, members, changes) if people is None else None
+        parts = [part(sets, members[:kept], rng)] if kept else []
+        if studio is not None:
+            made = studio.people(stage.batch - kept, stage.height, (*seed, step, 2))
+            parts.append(part([made], [(0, index) for index in range(len(made))], rng))
+        return parts
 
-    for members, changes, crops in one_ahead(draw, sets, shares, stage.batch, seed, first):
-        made = torch.from_numpy(crops).to(run.device) if people is None else crops_on_device(people, members, changes)
-        keypoints, weights = (torch.from_numpy(each).to(run.device) for each in (changes.keypoints, changes.weights))
-        yield made, keypoints, weights
+    for parts in one_ahead(draw, sets, shares, stage.batch, seed, first):
+        crops = []
+        for chosen, members, changes, made in parts:
+            if people is None:
+                crops.append(torch.from_numpy(made).to(run.device))
+            else:
+                there = people if chosen is sets else resident(chosen, run.device)
+                crops.append(crops_on_device(there, members, changes))
+        keypoints = np.concatenate([changes.keypoints for _, _, changes, _ in parts])
+        weights = np.concatenate([changes.weights for _, _, changes, _ in parts])
+        yield torch.cat(crops), torch.from_numpy(keypoints).to(run.device), torch.from_numpy(weights).to(run.device)
 
 
 def losses_of(run: Run, model: LPN, stage: Stage) -> Losses:

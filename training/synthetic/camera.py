@@ -83,7 +83,7 @@ def random_camera(joints: Vector, width: int, height: int, rng: np.random.Genera
     view = np.radians(rng.uniform(18, 65))  # of the picture's longer side
     focal = max(width, height) / 2 / np.tan(view / 2)
     extent = max(0.5, float(np.linalg.norm(high - low)))
-    share = rng.uniform(0.4, 1.4) * (2.0 if rng.random() < 0.1 else 1.0)  # of the shorter side that they fill
+    share = rng.uniform(0.35, 1.15) * (2.0 if rng.random() < 0.1 else 1.0)  # of the shorter side that they fill
     distance = max(0.7, focal * extent / (share * min(width, height)))
     azimuth, elevation = rng.normal(0, 0.5), rng.normal(0.08, 0.22)
     away = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])

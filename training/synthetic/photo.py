@@ -34,7 +34,7 @@ def random_shot(rng: np.random.Generator) -> Shot:
     return Shot(
         reduction=float(rng.uniform(0.35, 0.8)) if rng.random() < 0.2 else 1.0,
         blur=float(rng.uniform(0.4, 1.4)) if rng.random() < 0.3 else 0.0,
-        gamma=float(rng.uniform(0.7, 1.4)),
+        gamma=float(rng.uniform(0.65, 1.3)),
         gain=float(rng.uniform(0.75, 1.2)),
         noise=float(rng.uniform(0, 0.03)),
         noise_seed=int(rng.integers(1 << 31)),

@@ -2,10 +2,12 @@
 
 import io
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from training.synthetic.assets import Assets, load_assets
 
@@ -139,3 +141,12 @@ def assets_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def assets(assets_folder) -> Assets:
     return load_assets(assets_folder)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """PyTorch takes one thread for each of the command's own, as the command has it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

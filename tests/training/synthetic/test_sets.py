@@ -27,16 +27,21 @@ def studio(assets_folder) -> Studio:
     return Studio.open(assets_folder, False, [], CPU)
 
 
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch):
+    monkeypatch.setattr("training.synthetic.__main__._GROUP", 4)
+
+
 def written(studio, out, count, seed, threads=1) -> bytes:
     write_set(studio, count, seed, out, threads)
     return (out / "rendered.json").read_bytes() + (out / "rendered-0.zip").read_bytes()
 
 
 def test_the_seed_decides_the_bytes_and_neither_the_threads_nor_the_count(studio, tmp_path, capsys):
-    one = written(studio, tmp_path / "a", 18, 3)
-    assert "18 of 18 pictures" in capsys.readouterr().err
-    assert written(studio, tmp_path / "b", 18, 3, threads=2) == one
-    assert written(studio, tmp_path / "c", 3, 4) != written(studio, tmp_path / "d", 3, 3)
+    one = written(studio, tmp_path / "a", 6, 3)
+    assert "6 of 6 pictures" in capsys.readouterr().err
+    assert written(studio, tmp_path / "b", 6, 3, threads=2) == one
+    assert written(studio, tmp_path / "c", 2, 4) != written(studio, tmp_path / "d", 2, 3)
     few, many = (json.loads((tmp_path / name / "rendered.json").read_text()) for name in "da")
     assert few["annotations"] == many["annotations"][: len(few["annotations"])]
 
