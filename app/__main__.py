@@ -22,7 +22,7 @@ def main() -> int:
     except ValidationError as error:
         for fault in error.errors():
             name = "POSE_" + "_".join(str(part) for part in fault["loc"]).upper()
-            print(f"{name}: {fault['msg']} (it is {fault['input']!r})", file=sys.stderr)
+            print(f"{name}: {fault['msg'].removeprefix('Value error, ')} (it is {fault['input']!r})", file=sys.stderr)
         return 1
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(settings.max_image_pixels))
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _LEVEL = "(DEBUG|INFO|WARNING|ERROR)"
@@ -71,4 +71,16 @@ class Settings(BaseSettings):
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        if value and not parts:  # who writes "," wants keys: none would open the service to everybody
+            raise ValueError("there is nothing between the commas")
+        return parts
+
+    @field_validator("max_timeout_ms")
+    @classmethod
+    def _not_below_the_default(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("timeout_ms", 0):
+            raise ValueError("it is less than POSE_TIMEOUT_MS")
+        return value

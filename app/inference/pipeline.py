@@ -32,7 +32,8 @@ Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
-_KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB
+_KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB …
+_KEPT_PICTURES = 100  # … while no more crops and pictures than that are in the queue
 
 
 class ModelNotFound(Exception):
@@ -281,7 +282,8 @@ class Pipeline:
             raise PictureError(number) from error
         decoded = time.perf_counter()
         letterbox = detector.letterbox(picture, reduction)
-        kept = reduction == 1 and picture.shape[0] * picture.shape[1] <= _KEPT_PIXELS
+        small = reduction == 1 and picture.shape[0] * picture.shape[1] <= _KEPT_PIXELS
+        kept = small and self.scheduler.admitted <= _KEPT_PICTURES
         return _Overview(letterbox, picture if kept else None, decoded - started, time.perf_counter() - decoded)
 
     def _prepare(self, task: PoseTask, number: int, model: PoseModel, found: _Found | None) -> _Prepared:

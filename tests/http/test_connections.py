@@ -95,6 +95,20 @@ def test_endless_trailers_are_refused_and_not_kept(start_service, piece):
     assert service.metric("process_resident_memory_bytes") < before + 20e6
 
 
+def test_what_goes_on_after_its_answer_is_answered_once_and_closed(strict):
+    with connect(strict.port) as sock:
+        sock.sendall(
+            b"POST /v1/pose HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+        )
+        answer = sock.recv(65_536)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                sock.sendall(b"X-Trailer: y\r\n" * 2000)
+        answer += read_to_end(sock)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b" 415 " in answer[:20]
+
+
 def test_a_chunked_body_with_short_trailers_is_read(strict, t_pose):
     head = f"POST /v1/pose?boxes={BOX} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nConnection: close\r\n"
     chunk = b"%x\r\n%s\r\n" % (len(t_pose), t_pose)

@@ -1,6 +1,7 @@
 """Models, probes, metrics, the OpenAPI document, keys, CORS, and the headers of every answer."""
 
 import itertools
+import json
 import re
 
 import httpx
@@ -234,6 +235,27 @@ def test_the_log_has_a_line_with_the_request_id(client, service, t_pose):
     (line,) = [line for line in service.log.splitlines() if "find-me.1" in line]
     assert '"route":"/v1/pose"' in line
     assert '"status":200' in line
+
+
+def test_every_line_about_a_request_has_its_id_and_none_of_what_was_sent(client, service, t_pose):
+    secret = "what-only-this-client-sends"
+    answers = (
+        ask(client, t_pose),
+        ask(client, secret.encode() * 20),
+        client.get(f"/{secret}"),
+        client.get(f"/v1/models/{secret}", params={"a": secret}),
+        client.post("/v1/pose", files={"image": (secret, t_pose)}, data={"boxes": BOX}, headers={"User-Agent": secret}),
+        ask(client, t_pose, **{"X-Request-ID": f"{secret} with spaces"}),
+    )
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    service.wait_until(lambda: ids[-1] in service.log)
+    # The first line is for a person; libjpeg's words on broken files of other tests are not ours.
+    lines = [json.loads(line) for line in service.log.splitlines() if line.startswith("{")]
+    assert all(line.keys() >= {"time", "level", "logger", "message"} for line in lines)
+    assert all(line["request_id"] for line in lines if line["logger"].startswith("app.") and "model" not in line["message"])
+    assert set(ids) <= {line.get("request_id") for line in lines}
+    assert secret not in service.log
+    assert "127.0.0.1" not in "".join(service.log.splitlines()[1:])
 
 
 # Keys and other origins

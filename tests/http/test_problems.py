@@ -115,6 +115,40 @@ def test_a_decompression_bomb_is_refused_by_its_header(client, service):
     assert service.metric("process_resident_memory_bytes") < before + 30e6
 
 
+def written(picture: Image.Image, format_: str, **options: object) -> bytes:
+    with io.BytesIO() as file:
+        picture.save(file, format_, **options)
+        return file.getvalue()
+
+
+def test_what_hides_in_a_small_picture_is_not_decoded(client, service):
+    """A large second frame, a large thumbnail, colour tables and texts of a size that nothing holds."""
+    small, large = Image.new("RGB", (40, 30)), Image.new("L", (8000, 3000))
+    exif = Image.Exif()
+    exif[0x9286] = b"ASCII\0\0\0" + written(large.resize((4000, 3000)), "JPEG", quality=1)[:60_000]
+    text = zlib.compress(bytes(100 * 2**20), 9)
+    whole = written(small, "PNG")
+    hidden = struct.pack(">I", len(text) + 3) + b"zTXta\0\0" + text
+    hidden += struct.pack(">I", zlib.crc32(hidden[4:]))
+    tables = (
+        b"BM" + struct.pack("<IHHI", 2000, 0, 0, 1078) + struct.pack("<IiiHHIIiiII", 40, 9, 9, 1, 8, 0, 0, 0, 0, 2**31, 0)
+    )
+    files = {
+        "second frame": (written(small, "TIFF", save_all=True, append_images=[large], compression="tiff_lzw"), 200),
+        "frames": (written(small, "WebP", save_all=True, append_images=[small] * 200), 200),
+        "thumbnail": (written(small, "JPEG", exif=exif), 200),
+        "text": (whole[:33] + hidden + whole[33:], 200),
+        "colour table": (tables + bytes(2000), 422),
+    }
+    before = service.metric("process_resident_memory_bytes")
+    for name, (data, status) in files.items():
+        answer = post(client, data, boxes="1,1,9,9")
+        assert answer.status_code == status, (name, answer.text)
+        if status == 200:
+            assert (answer.json()["images"][0]["width"], answer.json()["images"][0]["height"]) == (40, 30), name
+    assert service.metric("process_resident_memory_bytes") < before + 20e6
+
+
 def test_a_picture_too_long_to_crop_is_refused(client):
     assert_problem(post(client, png(32_767, 10, bytes(4097 * 10)), boxes="1,1,9,9"), 413, "image_too_large", "32,766")
     assert post(client, png(32_766, 10, bytes(4097 * 10)), boxes="32000,1,700,9").status_code == 200

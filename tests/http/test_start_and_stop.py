@@ -47,6 +47,8 @@ def refusal(**settings: object) -> str:
         ("max_connections", "0"),
         ("detector", "nobody"),
         ("drain_s", ""),
+        ("api_keys", ", ,"),
+        ("max_timeout_ms", "9999"),
     ],
 )
 def test_a_wrong_setting_is_told_in_one_line(name, value):
