@@ -55,6 +55,7 @@ class Body:
     twist_joint: Tensor  # [B], -1: none
     twist_gain: Tensor  # [B]
     twist_axis: Tensor  # [22, 3]
+    curl_axis: Tensor  # [2, B, 3] about which the bones of left and right fingers bend, at rest; 0 for other bones
     joint_parent: list[int]
     rest_align: Tensor  # [22, 4]
     skin: Tensor  # [V, B] weights, rows sum to 1; float64, which a trainer's setting for products does not round to 10 bits
@@ -154,6 +155,7 @@ def _body(content: dict[str, Any], file: Path) -> Body:
             twist_joint=torch.tensor(content["bone_twist_joint"].astype(np.int64)),
             twist_gain=torch.tensor(content["bone_twist_gain"]),
             twist_axis=torch.tensor(content["twist_axis"]),
+            curl_axis=curl_axes(list(content["bone_names"]), torch.tensor(content["j_mean"])),
             joint_parent=content["pose_parent"].tolist(),
             rest_align=torch.tensor(content["rest_align"]),
             skin=(skin / skin.sum(1, keepdim=True)).double(),
@@ -167,3 +169,19 @@ def _body(content: dict[str, Any], file: Path) -> Body:
         )
     except (KeyError, ValueError, IndexError, RuntimeError) as error:
         raise DataError(f"{file} holds no body: {error}") from error
+
+
+def curl_axes(names: list[str], heads: Tensor) -> Tensor:
+    """Axes [2, B, 3] that fingers but the thumbs bend about, times 1, 2 or 3 for their first, second or third bone."""
+    axes = torch.zeros(2, len(names), 3)
+    for side, letter in enumerate("LR"):
+        for finger in "2345":
+            bones = [names.index(name) for name in (f"finger{finger}-{part}.{letter}" for part in "123") if name in names]
+            if len(bones) < 3:
+                continue
+            across = heads[names.index(f"finger5-1.{letter}")] - heads[names.index(f"finger2-1.{letter}")]
+            along = heads[bones[1]] - heads[bones[0]]
+            axis = torch.nn.functional.normalize(across - (across @ along) / (along @ along) * along, dim=0)
+            for part, bone in enumerate(bones):
+                axes[side, bone] = (part + 1) * axis * (1 if letter == "L" else -1)
+    return axes

@@ -32,11 +32,16 @@ class Posed:
     heights: Tensor  # [N] of the rest bodies
 
 
-def pose(body: Body, shapes: Tensor, q: Tensor) -> Posed:
-    """Shape coefficients [N, K] and joint rotations q [N, 22, 4] → bodies about the pose's own origin."""
+def pose(body: Body, shapes: Tensor, q: Tensor, curl: Tensor | None = None) -> Posed:
+    """Shape coefficients [N, K] and joint rotations q [N, 22, 4] → bodies about the pose's own origin.
+
+    The captured hands are open; curl [N, 2] in radians bends each joint of the left and right fingers.
+    """
     rest = body.mean + torch.einsum("nk,kvc->nvc", shapes, body.basis)
     heads = body.bone_mean + torch.einsum("nk,kbc->nbc", shapes, body.bone_basis)
     rotations = _bone_rotations(body, q)
+    if curl is not None:
+        rotations = rotations @ _matrices(_about((curl[:, :, None, None] * body.curl_axis).sum(1)))
     places = [heads[:, 0]]
     for bone, parent in enumerate(body.bone_parent):
         if parent >= 0:
@@ -173,6 +178,12 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         ],
         -1,
     )
+
+
+def _about(turns: Tensor) -> Tensor:
+    """Axes times angles in radians [..., 3] → unit quaternions [..., 4]."""
+    angle = torch.linalg.vector_norm(turns, dim=-1, keepdim=True)
+    return torch.cat([torch.cos(angle / 2), turns * torch.sinc(angle / (2 * torch.pi)) / 2], -1)
 
 
 def _matrices(q: Tensor) -> Tensor:

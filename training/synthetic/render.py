@@ -43,7 +43,7 @@ def render(assets: Assets, regions: Regions, scenes: Scenes) -> Drawn:
     """Draw a batch of scenes where the assets' tensors are."""
     cast, device = scenes.cast, assets.body.mean.device
     shift, image = cast.shift.to(device), cast.image.to(device)
-    posed = pose(assets.body, cast.shapes.to(device), cast.q.to(device))
+    posed = pose(assets.body, cast.shapes.to(device), cast.q.to(device), cast.curl.to(device))
     materials = [material for outfit in cast.outfits for material in outfit.materials]
     meshes = [dressed(assets, regions, posed, cast.outfits, shift, image)]
     for number, thing in scenes.things:

@@ -28,9 +28,10 @@ _SWAPPED = (_UP, _UP, _SITTING, _LYING, _UP)
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """N people of a batch: rotations q [N, 22, 4], shapes [N, K], shift [N, 3] to their places, image [N] and outfits."""
+    """N people of a batch: rotations q [N, 22, 4], curl of hands [N, 2], shapes [N, K], shift [N, 3], image [N], outfits."""
 
     q: Tensor
+    curl: Tensor
     shapes: Tensor
     shift: Tensor
     image: Tensor
@@ -54,10 +55,11 @@ class Scenes:
 
 @dataclass(frozen=True, slots=True)
 class _Player:
-    """Somebody before the pose is settled: candidates [_TRIES, 22, 4] with what is done to them, and a place (x, y, z)."""
+    """Somebody before the pose is settled: candidates q [_TRIES, 22, 4] with what is done to them, and a place (x, y, z)."""
 
     shape: npt.NDArray[np.float32]
     q: npt.NDArray[np.float32]
+    curl: npt.NDArray[np.float32]
     mirrored: npt.NDArray[np.bool_]
     yaw: npt.NDArray[np.float64]
     place: Vector
@@ -84,7 +86,9 @@ def random_scenes(assets: Assets, sketched: Body, size: tuple[int, int], rngs: l
         near = [own[rng.integers(len(own))].mean(0) for _ in range(rng.poisson(0.7))]
         things += [(number, _thing(place, cameras[-1], rng)) for place in near]
         held.append(_outline(size, rng) if rng.random() < 0.15 else None)
-    return Scenes(size, Cast(q, shapes, shift, image, [each.outfit for each in players]), cameras, lights, things, held)
+    curl = torch.tensor(np.array([player.curl for player in players]))
+    cast = Cast(q, curl, shapes, shift, image, [player.outfit for player in players])
+    return Scenes(size, cast, cameras, lights, things, held)
 
 
 def _players(assets: Assets, rng: np.random.Generator) -> list[_Player]:
@@ -101,6 +105,7 @@ def _players(assets: Assets, rng: np.random.Generator) -> list[_Player]:
             _Player(
                 shape=body.shapes[who],
                 q=np.stack([_mixed_pose(assets, rng) for _ in range(_TRIES)]),
+                curl=(rng.uniform(0, 1.2, 2) * (rng.random(2) < 0.7)).astype(np.float32),
                 mirrored=rng.random(_TRIES) < 0.5,
                 yaw=yaw,
                 place=np.array([places[person, 0], lift, places[person, 1]]),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from training.keypoints import MIRROR
+from training.synthetic.assets import curl_axes
 from training.synthetic.body import entangled, girths, mirrored, pose, sketch, turned, wear
 from training.synthetic.garments import HAIR, SHOES, SUIT
 from training.synthetic.outfits import MATERIALS, OF_HAIR, OF_SKIN, random_outfit
@@ -62,6 +63,16 @@ def test_limbs_that_sink_into_the_trunk_are_noticed_sooner_on_a_thick_one(assets
     assert entangled(people, tall, torch.tensor([0.1, 0.1, 0.1, 0.2])).tolist() == [False, True, False, True]
     posed = pose(assets.body, torch.tensor([[0.0, 0], [0.5, 0]]), still(assets).repeat(2, 1, 1))
     assert girths(assets.body, posed).tolist() == pytest.approx([0.1, 0.15], abs=0.01)
+
+
+def test_fingers_bend_towards_the_palm():
+    names = ["finger2-1.L", "finger2-2.L", "finger2-3.L", "finger5-1.L", "head"]  # palm down, the thumb's side forwards
+    heads = torch.tensor([[0.8, 1.4, 0.03], [0.84, 1.4, 0.03], [0.87, 1.4, 0.03], [0.8, 1.4, -0.03], [0, 1.6, 0]])
+    axes = curl_axes(names, heads)
+    bent = torch.linalg.cross(axes[0, 0], torch.tensor([1.0, 0, 0]))  # where a finger that points outwards begins to go
+    torch.testing.assert_close(bent, torch.tensor([0.0, -1, 0]))
+    torch.testing.assert_close(axes[0, 2], 3 * axes[0, 0])
+    assert axes[0, 3:].abs().max() == axes[1].abs().max() == 0
 
 
 def test_garments_fit_the_body_and_follow_its_shape(assets):

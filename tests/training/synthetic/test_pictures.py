@@ -33,7 +33,14 @@ def scene(assets, *places, things=(), camera=CAMERA, q=None) -> Scenes:
     q = torch.tensor(assets.poses.q[[0]]) if q is None else q
     outfits = [random_outfit(assets.garments, False, np.random.default_rng(0))] * people
     shift = torch.tensor(places or [(0.0, 0.0, 0.0)], dtype=torch.float32)
-    cast = Cast(q.repeat(people, 1, 1), torch.zeros(people, 2), shift, torch.zeros(people, dtype=torch.int64), outfits)
+    cast = Cast(
+        q.repeat(people, 1, 1),
+        torch.zeros(people, 2),
+        torch.zeros(people, 2),
+        shift,
+        torch.zeros(people, dtype=torch.int64),
+        outfits,
+    )
     return Scenes((256, 256), cast, [camera], [LIGHT], [(0, thing) for thing in things], [None])
 
 
