@@ -57,12 +57,12 @@ class Body:
     twist_axis: Tensor  # [22, 3]
     joint_parent: list[int]
     rest_align: Tensor  # [22, 4]
-    skin: Tensor  # [V, B] weights, rows sum to 1
+    skin: Tensor  # [V, B] weights, rows sum to 1; float64, which a trainer's setting for products does not round to 10 bits
     triangles: Tensor  # [T, 3]
     group: npt.NDArray[np.uint8]  # [T] of GROUPS
     surface: Tensor  # the vertices that are drawn, without those of shells
     part: npt.NDArray[np.str_]  # [T] part of the body, '' for shells
-    keypoints: Tensor  # [17, V] the COCO keypoints as means of vertices
+    keypoints: Tensor  # [17, V] the COCO keypoints as means of vertices; float64 as well
     slack: npt.NDArray[np.float32]  # [17] metres that a keypoint lies under its own skin, at 1.7 m of height
     base_vertices: dict[int, int]  # number in the MakeHuman base mesh → vertex
 
@@ -156,12 +156,12 @@ def _body(content: dict[str, Any], file: Path) -> Body:
             twist_axis=torch.tensor(content["twist_axis"]),
             joint_parent=content["pose_parent"].tolist(),
             rest_align=torch.tensor(content["rest_align"]),
-            skin=skin / skin.sum(1, keepdim=True),
+            skin=(skin / skin.sum(1, keepdim=True)).double(),
             triangles=triangles,
             group=group,
             surface=torch.unique(triangles[torch.tensor(group < GROUPS.index("tights"))]),
             part=part.repeat(2),
-            keypoints=keypoints,
+            keypoints=keypoints.double(),
             slack=content["kp_slack"].astype(np.float32),
             base_vertices={base: vertex for vertex, base in enumerate(content["base_vertex_id"].tolist())},
         )

@@ -11,7 +11,7 @@ from training.data import Picture, read_pictures
 
 UInt8 = npt.NDArray[np.uint8]
 
-_TRIES = 6  # to find a part of a photo that shows nobody
+_TRIES = 25  # to find a part of a photo that shows nobody
 _LONGEST = 480  # pixels of a photo's longer side that are kept
 
 
@@ -47,7 +47,7 @@ def background(photos: list[Photo], height: int, width: int, rng: np.random.Gene
     """A random part of a random photo [height, width, 3] (BGR), mirrored or not, or a gradient where none shows nobody."""
     for _ in range(_TRIES if photos else 0):
         photo = photos[rng.integers(len(photos))]
-        scale = min(photo.pixels.shape[0] / height, photo.pixels.shape[1] / width) * rng.uniform(0.35, 1.0)
+        scale = min(photo.pixels.shape[0] / height, photo.pixels.shape[1] / width) * rng.uniform(0.3, 1.0)
         h, w = max(1, int(height * scale)), max(1, int(width * scale))
         top, left = rng.integers(photo.pixels.shape[0] - h + 1), rng.integers(photo.pixels.shape[1] - w + 1)
         if ((photo.people[:, :2] < [left + w, top + h]) & (photo.people[:, 2:] > [left, top])).all(1).any():

@@ -44,10 +44,10 @@ def pose(body: Body, shapes: Tensor, q: Tensor) -> Posed:
             places.append(places[parent] + (rotations[:, parent] @ step)[:, :, 0])
     shift = torch.stack(places, 1)[..., None] - rotations @ heads[..., None]
     bones = torch.cat([rotations, shift], 3)  # [N, B, 3, 4]
-    transforms = (body.skin @ bones.flatten(2)).reshape(len(rest), -1, 3, 4)
+    transforms = (body.skin @ bones.flatten(2).double()).float().reshape(len(rest), -1, 3, 4)
     vertices = _moved(transforms, rest)
     tall = rest[:, body.surface, 1]
-    return Posed(rest, vertices, transforms, body.keypoints @ vertices, tall.amax(1) - tall.amin(1))
+    return Posed(rest, vertices, transforms, (body.keypoints @ vertices.double()).float(), tall.amax(1) - tall.amin(1))
 
 
 def sketch(body: Body, every: int = 8) -> Body:
@@ -90,7 +90,7 @@ def turned(q: Tensor, yaw: Tensor) -> Tensor:
 
 def girths(body: Body, posed: Posed) -> Tensor:
     """Half the depth of the trunks [N] in metres, from front to back, of bodies at rest."""
-    joints = body.keypoints @ body.mean
+    joints = body.keypoints @ body.mean.double()
     hips, shoulders = joints[11:13].mean(0), joints[5:7].mean(0)
     x, y, _ = body.mean.unbind(1)
     trunk = (x.abs() < 0.6 * joints[5, 0]) & (y > hips[1]) & (y < shoulders[1])
@@ -135,7 +135,7 @@ def _gap(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _moved(transforms: Tensor, points: Tensor) -> Tensor:
-    return (transforms[..., :3] @ points[..., None])[..., 0] + transforms[..., 3]
+    return (transforms[..., :3] * points[..., None, :]).sum(-1) + transforms[..., 3]
 
 
 def _bone_rotations(body: Body, q: Tensor) -> Tensor:

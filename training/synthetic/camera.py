@@ -46,7 +46,7 @@ class Cameras:
 
     def project(self, points: Tensor, image: Tensor) -> Tensor:
         """Points [N, 3] in the worlds of images [N] → x, y in pixels and depth in metres [N, 3]; depths may be negative."""
-        seen = (self.axes[image] @ (points - self.places[image])[..., None])[..., 0]
+        seen = (self.axes[image] * (points - self.places[image])[:, None]).sum(2)
         depth = seen[:, 2:]
         safe = torch.where(depth.abs() < 1e-3, 1e-3, depth)
         return torch.cat([self.focal[image, None] * seen[:, :2] / safe + self.centres[image], depth], 1)
@@ -75,7 +75,9 @@ class Lights:
 
 def random_camera(joints: Vector, width: int, height: int, rng: np.random.Generator) -> Camera:
     """A camera that looks at one of the people [N, 17, 3], or at all, from before (+Z) and some side; it may cut them."""
-    looked_at = joints[rng.integers(len(joints))] if rng.random() < 0.6 else joints.reshape(-1, 3)
+    looked_at = joints.reshape(-1, 3)
+    if rng.random() < 0.65:
+        looked_at = joints[rng.integers(len(joints)), : 13 if rng.random() < 0.4 else 17]  # the upper body, or the whole one
     low, high = looked_at.min(0), looked_at.max(0)
     target = (low + high) / 2 + rng.normal(0, 0.12, 3)
     if rng.random() < 0.12:  # a close look at a part

@@ -124,7 +124,7 @@ def dressed(assets: Assets, regions: Regions, posed: Posed, outfits: list[Outfit
     drawn &= ~hidden[:, body.triangles].all(2)
     loose = torch.tensor([outfit.loose for outfit in outfits], device=device)
     off = torch.where(regions.below_waist, loose[:, 1:], loose[:, :1])[..., None] * regions.outwards
-    points = posed.vertices + (posed.transforms[..., :3] @ off[..., None])[..., 0] + shift[:, None]
+    points = posed.vertices + (posed.transforms[..., :3] * off[..., None, :]).sum(-1) + shift[:, None]
     person, triangle = torch.nonzero(drawn, as_tuple=True)
     count = points.shape[1]
     meshes = [

@@ -21,7 +21,9 @@ Vector = npt.NDArray[np.float64]
 
 _PEOPLE = (0.4, 0.25, 0.15, 0.1, 0.06, 0.04)  # the shares of scenes with one, two … people
 _TRIES = 4  # poses of which the first whose limbs keep apart is taken
-_SWAPPED = (0.15, 0.15, 0.07, 0.07, 0.15)  # how often each of LIMBS is another pose's
+# How often each of LIMBS is another pose's, by posture: who sits keeps the legs, who lies all that the floor carries.
+_UP, _SITTING, _LYING = (0.15, 0.15, 0.07, 0.07, 0.15), (0.15, 0.15, 0.0, 0.0, 0.15), (0.0, 0.0, 0.0, 0.0, 0.15)
+_SWAPPED = (_UP, _UP, _SITTING, _LYING, _UP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +113,12 @@ def _players(assets: Assets, rng: np.random.Generator) -> list[_Player]:
 def _mixed_pose(assets: Assets, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """A captured pose [22, 4] with, now and then, a limb of another of the same posture.
 
-    Each joint keeps an angle that was captured, and so within what joints allow; people who sit keep their legs together.
+    Each joint keeps an angle that was captured with people of that posture, and so within what joints allow.
     """
     poses = assets.poses
     number = poses.draw(rng)
     q = np.array(poses.q[number])
-    for limb, share in zip(LIMBS, _SWAPPED, strict=True):
+    for limb, share in zip(LIMBS, _SWAPPED[poses.posture[number]], strict=True):
         if rng.random() < share:
             alike = poses.alike[poses.posture[number]]
             q[list(limb)] = poses.q[alike[rng.integers(len(alike))]][list(limb)]

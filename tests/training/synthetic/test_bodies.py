@@ -26,7 +26,7 @@ def test_the_rest_pose_leaves_the_body_as_it_is_and_shapes_move_it(assets):
 def test_a_turned_limb_moves_what_hangs_on_it_and_nothing_else(assets):
     q = still(assets)
     q[0, 16] = torch.tensor([HALF, 0, 0, HALF])  # the left arm by 90° about Z: upwards
-    moved = pose(assets.body, torch.zeros(1, 2), q).keypoints[0] - assets.body.keypoints @ assets.body.mean
+    moved = pose(assets.body, torch.zeros(1, 2), q).keypoints[0] - (assets.body.keypoints @ assets.body.mean.double()).float()
     left_arm = [5, 7, 9]
     assert (moved[left_arm, 1] > 0.2).all()
     assert moved[[joint for joint in range(17) if joint not in left_arm]].abs().max() < 1e-3

@@ -15,6 +15,7 @@ from training.data import cached_people
 from training.files import DataError
 from training.synthetic.__main__ import write_set
 from training.synthetic.assets import load_assets
+from training.synthetic.sheet import sheet
 from training.synthetic.studio import Studio
 
 ROOT = Path(__file__).parents[3]
@@ -58,6 +59,14 @@ def test_training_reads_the_set(studio, tmp_path):
         shown = joints[joints[:, 2] > 0, :2]
         assert (shown >= -0.5).all()
         assert (shown <= [image["width"], image["height"]]).all()
+
+
+def test_a_sheet_shows_the_labels(studio, tmp_path):
+    written(studio, tmp_path, 2, 1)
+    tiles = cv2.imdecode(np.frombuffer(sheet(tmp_path / "rendered.json"), np.uint8), cv2.IMREAD_COLOR)
+    assert tiles.shape == (240, 6 * 240, 3)
+    green = (tiles[..., 1] > 150) & (tiles[..., 0] < 90) & (tiles[..., 2] < 90)
+    assert green.any()
 
 
 def test_a_studio_gives_crops_by_seed(studio):
