@@ -46,7 +46,10 @@ def test_a_photo_alone_is_enough(client, t_pose):
 def test_found_people_have_the_joints_of_given_boxes(client, t_pose):
     best = find(client, t_pose)[0]
     (given,) = find(client, t_pose, boxes=",".join(map(str, best["bbox"])))
-    assert np.abs(np.subtract(best["keypoints"], given["keypoints"])).max() < 1  # boxes are answered rounded
+    # Boxes are answered rounded; a joint that lies between two cells may take the quarter shift to the other side.
+    apart = np.abs(np.subtract(best["keypoints"], given["keypoints"])).reshape(17, 3).max(axis=1)
+    assert np.sort(apart)[:-2].max() < 1
+    assert apart.max() < best["bbox"][3] / 64
     assert best["score"] == pytest.approx(given["score"] * best["bbox_score"], abs=0.01)
 
 
