@@ -210,10 +210,10 @@ def changed_crops(sets: list[People], members: Members, changes: Changes) -> UIn
     width, height = size = (changes.width, changes.height)
     crops = np.empty((len(members), height, width, 3), np.uint8)
     for i, (which, index) in enumerate(members):
-        crop = cv2.warpAffine(sets[which].crop(index), changes.affines[i], size, flags=cv2.INTER_LINEAR)
+        crop = cv2.warpAffine(sets[which][index], changes.affines[i], size, flags=cv2.INTER_LINEAR)
         if changes.donors[i] >= 0:
             donor_set, donor_index = members[changes.donors[i]]
-            other = sets[donor_set].crop(donor_index)
+            other = sets[donor_set][donor_index]
             donor = cv2.warpAffine(other, changes.donor_affines[i], size, flags=cv2.INTER_LINEAR)
             mask = np.zeros((height, width), np.uint8)
             x, y, across, down = np.rint(changes.ellipses[i]).astype(int).tolist()

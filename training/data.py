@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from app.vision import box
-from training.files import DataError, whole_file
+from training.cache import Pictures, cached
+from training.files import DataError
 
 log = logging.getLogger(__name__)
 
@@ -86,29 +87,17 @@ def read_pictures(annotation_file: Path, image_folder: Path | None = None) -> It
 
 
 @dataclass(frozen=True, slots=True)
-class People:
-    """Crops of people with keypoints. Crop i is `pixels[offsets[i]:offsets[i + 1]]`, [heights[i], widths[i], 3] BGR.
+class People(Pictures):
+    """Crops of people with keypoints.
 
     `centres` [N, 2] and `sizes` [N, 2] are the padded boxes and `keypoints` [N, 17, 2] the joints, in the crops' pixels;
     `weights` [N, 17] is 0 for unlabelled joints.
     """
 
-    pixels: npt.NDArray[np.uint8]
-    offsets: npt.NDArray[np.int64]
-    heights: npt.NDArray[np.int64]
-    widths: npt.NDArray[np.int64]
     centres: npt.NDArray[np.float32]
     sizes: npt.NDArray[np.float32]
     keypoints: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.heights)
-
-    def crop(self, index: int) -> npt.NDArray[np.uint8]:
-        """The pixels of crop `index`, [H, W, 3] BGR."""
-        start, end = self.offsets[index], self.offsets[index + 1]
-        return self.pixels[start:end].reshape(self.heights[index], self.widths[index], 3)
 
 
 def cached_people(annotation_file: Path, cache: Path, height: int) -> People:
@@ -117,19 +106,7 @@ def cached_people(annotation_file: Path, cache: Path, height: int) -> People:
     Raises DataError.
     """
     name = f"{annotation_file.parent.name}-{annotation_file.stem}-{height}"
-    index_file, pixel_file = cache / f"{name}.npz", cache / f"{name}.bin"
-    if not index_file.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        _write_cache(annotation_file, index_file, pixel_file, height)
-    try:
-        with np.load(index_file) as index:
-            people = People(pixels=np.memmap(pixel_file, np.uint8, "r"), **{key: index[key] for key in index})
-        whole = len(people.pixels) == people.offsets[-1]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        whole = False
-    if not whole:
-        raise DataError(f"{index_file} and {pixel_file.name} do not belong together: delete both, and they are made anew")
-    return people
+    return People(**cached(cache, name, lambda out: _write_people(annotation_file, height, out)))
 
 
 def gathered(cut_outs: list[tuple[npt.NDArray[np.uint8], dict[str, Any]]]) -> People:
@@ -139,7 +116,7 @@ def gathered(cut_outs: list[tuple[npt.NDArray[np.uint8], dict[str, Any]]]) -> Pe
     return People(pixels=np.concatenate(pixels), offsets=np.cumsum([0, *map(len, pixels)]), **columns)
 
 
-def _write_cache(annotation_file: Path, index_file: Path, pixel_file: Path, height: int) -> None:
+def _write_people(annotation_file: Path, height: int, out: BinaryIO) -> dict[str, Any]:
     columns: dict[str, list[Any]] = {key: [] for key in ("heights", "widths", "centres", "sizes", "keypoints", "weights")}
     offsets = [0]
 
@@ -149,19 +126,17 @@ def _write_cache(annotation_file: Path, index_file: Path, pixel_file: Path, heig
         return [cut_out(whole, annotation, height) for annotation in labelled]
 
     threads = len(os.sched_getaffinity(0))
-    with whole_file(pixel_file) as out, ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for people in in_order(pool, cut_outs, read_pictures(annotation_file), 2 * threads):
             for pixels, row in people:
                 out.write(pixels.tobytes())
                 offsets.append(offsets[-1] + pixels.size)
                 for key, value in row.items():
                     columns[key].append(value)
-        if len(offsets) == 1:
-            raise DataError(f"{annotation_file} holds nobody with keypoints")
-    arrays = {key: np.asarray(values) for key, values in columns.items()}
-    with whole_file(index_file) as out:  # last, so that an interrupted run leaves no half-made cache behind
-        np.savez(out, offsets=np.asarray(offsets), **arrays)  # type: ignore[arg-type]
-    log.info("%s: %d people, %.1f GB of crops", index_file.stem, len(offsets) - 1, offsets[-1] / 1e9)
+    if len(offsets) == 1:
+        raise DataError(f"{annotation_file} holds nobody with keypoints")
+    log.info("%s at %d: %d people, %.1f GB of crops", annotation_file.stem, height, len(offsets) - 1, offsets[-1] / 1e9)
+    return {"offsets": np.asarray(offsets)} | {key: np.asarray(values) for key, values in columns.items()}
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:

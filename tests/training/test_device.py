@@ -87,7 +87,7 @@ def test_keypoints_land_where_their_pixels_do():
         for index in range(len(people)):
             x, y = np.rint(people.keypoints[index, 0]).astype(int)
             people.keypoints[index, 0] = x, y
-            cv2.circle(people.crop(index), (int(x), int(y)), 2, (255, 255, 255), cv2.FILLED)
+            cv2.circle(people[index], (int(x), int(y)), 2, (255, 255, 255), cv2.FILLED)
     _, in_torch, changes = _both(**GEOMETRY | {"mirrored": 0.0})
     seen = 0
     for crop, (x, y), weight in zip(in_torch, changes.keypoints[:, 0], changes.weights[:, 0], strict=True):

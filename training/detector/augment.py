@@ -86,7 +86,7 @@ def _placed(
     photos: Photos, index: int, shape: tuple[int, int], side: float, variation: Variation, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.uint8], Float, npt.NDArray[np.bool_]]:
     """A photo changed at random and cut to `shape` (width, height): pixels, boxes [M, 4] in them, which are ignored [M]."""
-    photo = photos.photo(index)
+    photo = photos[index]
     if variation.colour:
         photo = recoloured(photo, _COLOURS, rng)
     boxes, ignored = photos.labels(index)

@@ -7,12 +7,13 @@ neither people nor background. Photos in which not everyone is boxed (`persons_c
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from training.cache import Pictures, cached
 from training.data import Picture, read_pictures
 from training.files import DataError
 
@@ -20,28 +21,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Photos:
-    """Photo i is `pixels[offsets[i]:offsets[i + 1]]`, [heights[i], widths[i], 3] BGR.
+class Photos(Pictures):
+    """Whole photos. The boxes of photo i are rows first[i] to first[i + 1] of `boxes` [M, 4] and of `ignored` [M].
 
-    Its boxes are rows first[i] to first[i + 1] of `boxes` [M, 4] (x1, y1, x2, y2 in the reduced photo's pixels, 0 being the
-    outer edge of the first) and of `ignored` [M].
+    A box is (x1, y1, x2, y2) in the reduced photo's pixels, 0 being the outer edge of the first.
     """
 
-    pixels: npt.NDArray[np.uint8]
-    offsets: npt.NDArray[np.int64]
-    heights: npt.NDArray[np.int64]
-    widths: npt.NDArray[np.int64]
     first: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float32]
     ignored: npt.NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.heights)
-
-    def photo(self, index: int) -> npt.NDArray[np.uint8]:
-        """The pixels of photo `index`, [H, W, 3] BGR."""
-        start, end = self.offsets[index], self.offsets[index + 1]
-        return self.pixels[start:end].reshape(self.heights[index], self.widths[index], 3)
 
     def labels(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """The boxes [M, 4] of photo `index`, and which of them [M] are to be ignored."""
@@ -55,12 +43,7 @@ def cached_photos(annotation_file: Path, cache: Path, side: int) -> Photos:
     Raises DataError that names what cannot be read.
     """
     name = f"photos-{annotation_file.parent.name}-{annotation_file.stem}-{side}"
-    index_file, pixel_file = cache / f"{name}.npz", cache / f"{name}.bin"
-    if not index_file.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        _write_cache(annotation_file, index_file, pixel_file, side)
-    with np.load(index_file) as index:
-        return Photos(pixels=np.memmap(pixel_file, np.uint8, "r"), **{key: index[key] for key in index})
+    return Photos(**cached(cache, name, lambda out: _write_photos(annotation_file, side, out)))
 
 
 def is_ignored(annotation: dict[str, Any]) -> bool:
@@ -69,36 +52,32 @@ def is_ignored(annotation: dict[str, Any]) -> bool:
     return bool(annotation.get("iscrowd", 0) or unknown)
 
 
-def _write_cache(annotation_file: Path, index_file: Path, pixel_file: Path, side: int) -> None:
+def _write_photos(annotation_file: Path, side: int, out: BinaryIO) -> dict[str, Any]:
     heights, widths, offsets, first = [], [], [0], [0]
     boxes: list[npt.NDArray[np.float64]] = []
     ignored: list[bool] = []
-    with pixel_file.open("wb") as out:
-        for number, picture in enumerate(read_pictures(annotation_file)):
-            if not picture.image.get("persons_complete", True):
-                continue
-            pixels, places = _reduced(picture, side, smooth=number % 2 == 0)
-            out.write(pixels.tobytes())
-            heights.append(pixels.shape[0])
-            widths.append(pixels.shape[1])
-            offsets.append(offsets[-1] + pixels.size)
-            boxes.append(places)
-            ignored += [is_ignored(annotation) for annotation in picture.annotations]
-            first.append(len(ignored))
+    for number, picture in enumerate(read_pictures(annotation_file)):
+        if not picture.image.get("persons_complete", True):
+            continue
+        pixels, places = _reduced(picture, side, smooth=number % 2 == 0)
+        out.write(pixels.tobytes())
+        heights.append(pixels.shape[0])
+        widths.append(pixels.shape[1])
+        offsets.append(offsets[-1] + pixels.size)
+        boxes.append(places)
+        ignored += [is_ignored(annotation) for annotation in picture.annotations]
+        first.append(len(ignored))
     if not heights:
         raise DataError(f"{annotation_file} has no photo in which everyone is boxed")
-    temporary = index_file.with_suffix(".tmp.npz")
-    np.savez(
-        temporary,
-        heights=np.array(heights, np.int64),
-        widths=np.array(widths, np.int64),
-        offsets=np.array(offsets, np.int64),
-        first=np.array(first, np.int64),
-        boxes=np.concatenate(boxes).astype(np.float32),
-        ignored=np.array(ignored, np.bool_),
-    )
-    temporary.replace(index_file)  # last, so that an interrupted run leaves no half-made cache behind
-    log.info("%s: %d photos, %.1f GB", index_file.stem, len(heights), offsets[-1] / 1e9)
+    log.info("%s at %d: %d photos, %.1f GB", annotation_file.stem, side, len(heights), offsets[-1] / 1e9)
+    return {
+        "heights": np.array(heights, np.int64),
+        "widths": np.array(widths, np.int64),
+        "offsets": np.array(offsets, np.int64),
+        "first": np.array(first, np.int64),
+        "boxes": np.concatenate(boxes).astype(np.float32),
+        "ignored": np.array(ignored, np.bool_),
+    }
 
 
 def _reduced(picture: Picture, side: int, smooth: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:

@@ -27,9 +27,9 @@ def _set(folder, boxes, photo=None, **more):
 def test_photos_are_reduced_with_their_boxes(tmp_path):
     file = _set(tmp_path, [{"bbox": [80, 40, 160, 200]}])
     photos = cached_photos(file, tmp_path / "cache", 400)
-    assert photos.photo(0).shape == (200, 400, 3)
+    assert photos[0].shape == (200, 400, 3)
     assert photos.labels(0)[0].tolist() == [[40, 20, 120, 120]]
-    assert cached_photos(file, tmp_path / "cache", 400).photo(0).shape == (200, 400, 3)  # from disk
+    assert cached_photos(file, tmp_path / "cache", 400)[0].shape == (200, 400, 3)  # from disk
 
 
 def test_a_photo_in_which_not_everyone_is_boxed_is_left_out(tmp_path):

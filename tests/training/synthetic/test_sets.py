@@ -75,7 +75,7 @@ def test_a_studio_gives_crops_by_seed(studio):
     assert (ours.pixels == same.pixels).all()
     assert (ours.keypoints == same.keypoints).all()
     assert len(ours.pixels) != len(others.pixels) or (ours.pixels != others.pixels).any()
-    assert ours.crop(2).shape[2] == 3
+    assert ours[2].shape[2] == 3
 
 
 def test_the_command(assets_folder, tmp_path):
