@@ -5,21 +5,21 @@ by one and on where they were stopped; the table compares their AP on dev/coco w
 """
 
 import argparse
+import dataclasses
 import json
 import logging
-import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.vision import box, crop, heatmap
 from training.accuracy import Accuracy, interval
+from training.command import one_line_faults
 from training.config import Config
 from training.data import ASPECT, Picture
 from training.estimators import PLAIN, Estimator, Float64
@@ -28,6 +28,7 @@ from training.files import DataError, write_whole
 from training.lpn import HEATMAP_STRIDE, LPN
 from training.pixels import normalised
 from training.train import Run, train
+from training.trainer import place_of, prepare_training, training_parser
 from training.weights import read_lpn
 
 log = logging.getLogger("training")
@@ -102,9 +103,9 @@ def torch_estimator(model: LPN, height: int, device: torch.device) -> Estimator:
 
 def measured(run: Run) -> Accuracy:
     """The accuracy of a finished run on dev/coco, measured once and then read from its folder."""
-    file = run.folder / "accuracy.json"
+    file = run.place.folder / "accuracy.json"
     if not file.exists():
-        model = read_lpn(run.folder / "weights.pth", run.config.depth, run.config.attention).to(run.device).eval()
+        model = read_lpn(run.place.folder / "weights.pth", run.config.depth, run.config.attention).to(run.device).eval()
         estimate = torch_estimator(model, run.config.stages[-1].height, run.device)
         accuracy = evaluate_set(run.data / "dev/coco.json", None, labelled_boxes, estimate)[PLAIN]
         draws = {name: values.tolist() for name, values in accuracy.draws.items()}
@@ -131,14 +132,14 @@ def table(rows: dict[str, tuple[Config, Accuracy]]) -> str:
 
 def ablate(arguments: argparse.Namespace) -> None:
     """Train and measure every run, and write the table anew after each. Raises DataError."""
-    until = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
     device = torch.device(arguments.device)
+    whole = place_of(arguments.out, arguments.minutes)
     rows = {}
     for variant in variants(arguments.config):
-        folder = arguments.out / variant.folder
-        gpu = device.type == "cuda"
-        run = Run(variant.config, arguments.data, arguments.cache, folder, device, gpu, compiled=False, until=until)
-        if not (folder / "weights.pth").exists() and not train(run, arguments.start):
+        place = dataclasses.replace(whole, folder=arguments.out / variant.folder)
+        on_device = device.type == "cuda"
+        run = Run(variant.config, arguments.data, arguments.cache, place, device, on_device, compiled=False)
+        if not (place.folder / "weights.pth").exists() and not train(run, arguments.start):
             log.info("stopped in %s; the same command goes on", variant.name)
             return
         rows[variant.name] = variant.config, measured(run)
@@ -148,21 +149,12 @@ def ablate(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.ablate", description="Compare short trainings.")
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and dev/ sets")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/crops"), help="where crops are kept")
+    parser = training_parser("python -m training.ablate", "Compare short trainings.", cache=".cache/crops")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and table.md")
-    parser.add_argument("--start", type=Path, help="weights.pth that every run starts from, instead of scratch")
-    parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    cv2.setNumThreads(1)
-    try:
+    prepare_training(torch.device(arguments.device))
+    with one_line_faults():
         ablate(arguments)
-    except DataError as error:
-        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

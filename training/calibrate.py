@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from app.inference.model_store import CalibrationTable, ModelError
+from app.inference.model_store import CalibrationTable
 from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
 from app.vision import heatmap
+from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import read_pictures
-from training.evaluate import DEV_SETS, labelled_people, model_folder
+from training.evaluate import DEV_SETS, labelled_people
 from training.files import DataError, write_whole
 from training.plots import reliability_plot
 
@@ -148,19 +149,15 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.calibrate", description="Calibrate a model's expected errors.")
-    parser.add_argument("--model", default="lpn50", help="name or name/version")
-    parser.add_argument("--store", type=Path, default=Path("model_store"))
+    parser = measuring_parser("python -m training.calibrate", "Calibrate a model's expected errors.", "lpn50")
     parser.add_argument("--data", type=Path, required=True, help="folder with dev/ sets")
     parser.add_argument(
         "--write", action="store_true", help="write [calibration] into model.toml, and reliability.png beside it"
     )
     arguments = parser.parse_args()
     take_one_thread_each()
-    try:
+    with one_line_faults():
         _calibrate(arguments)
-    except (DataError, ModelError) as error:
-        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -11,6 +11,25 @@ from training.files import DataError
 from training.lpn import Depth
 
 
+class FromToml(BaseModel):
+    """The content of a TOML file, which holds nothing else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Raises DataError that names the file and the fault."""
+        try:
+            return cls.model_validate(tomllib.loads(file.read_text()))
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            raise DataError(f"{file}: {faults}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{file} is not TOML: {error}") from error
+
+
 class Stage(BaseModel):
     """One run of the learning-rate schedule."""
 
@@ -21,7 +40,6 @@ class Stage(BaseModel):
     batch: int = Field(ge=1)
     learning_rate: float
     sigma: float  # of the target Gaussians, in heatmap cells
-    weight_decay: float = 0.02
     warm_up: int = 200  # steps
     average: float = 0.998  # of the weights, a step
     placement: float = 1.0  # weight of the placement loss beside the squared error
@@ -48,10 +66,8 @@ class Rendered(BaseModel):
     hdm05: bool = False  # poses_hdm05.npz too, whose licence is CC BY-SA 3.0
 
 
-class Config(BaseModel):
+class Config(FromToml):
     """The content of a config file."""
-
-    model_config = ConfigDict(extra="forbid")
 
     seed: int
     depth: Depth
@@ -61,16 +77,3 @@ class Config(BaseModel):
     distillation: Distillation | None = None
     rendered: Rendered | None = None
     stages: list[Stage]
-
-    @classmethod
-    def read(cls, file: Path) -> Self:
-        """Raises DataError that names the file and the fault."""
-        try:
-            return cls.model_validate(tomllib.loads(file.read_text()))
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}") from error
-        except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            raise DataError(f"{file}: {faults}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{file} is not TOML: {error}") from error

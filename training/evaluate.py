@@ -19,11 +19,11 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from app.inference.model_store import ModelError, stored_models
 from app.inference.pose import PoseModel, person_scores
 from app.inference.session import take_one_thread_each
 from app.vision import box
 from training.accuracy import Accuracy, decoder_table, record, share_draws, table
+from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import ASPECT, Picture, in_order, read_annotations, read_pictures
 from training.estimators import FLIPPED, PLAIN, Estimator, all_decoders, decoder_of, local_estimator, server_estimator
 from training.files import DataError
@@ -170,14 +170,6 @@ def _shown(results: Iterable[Any], annotation_file: Path) -> Iterable[Any]:
         print(file=sys.stderr)
 
 
-def model_folder(store: Path, wanted: str) -> Path:
-    """The folder of a model by name (its newest version) or name/version. Raises SystemExit."""
-    for name, version, folder in reversed(list(stored_models(store))):
-        if wanted in (name, f"{name}/{version}"):
-            return folder
-    raise SystemExit(f"there is no model {wanted} in {store}")
-
-
 def _way(flip_test: bool) -> str:
     return FLIPPED if flip_test else PLAIN
 
@@ -211,9 +203,7 @@ def _measure(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Measure a model's accuracy.")
-    parser.add_argument("--model", default="lpn50", help="name or name/version")
-    parser.add_argument("--store", type=Path, default=Path("model_store"))
+    parser = measuring_parser("python -m training.evaluate", "Measure a model's accuracy.", "lpn50")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with dev/ sets")
     parser.add_argument("--annotations", type=Path, help="a COCO keypoint file instead of the dev sets")
     parser.add_argument("--images", type=Path, help="the folder of its pictures")
@@ -229,10 +219,8 @@ def main() -> None:
     if arguments.ablation and (arguments.server or arguments.flip_test or arguments.write):
         parser.error("--ablation goes with none of --server, --flip-test and --write")
     take_one_thread_each()
-    try:
+    with one_line_faults():
         _measure(arguments)
-    except (DataError, ModelError) as error:
-        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 `python -m training.sheet --model lpn50 --annotations people.json --images photos/ --out sheet.jpg`
 """
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from app.inference.model_store import ModelError
 from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
 from app.vision import drawing
+from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import read_pictures
-from training.evaluate import labelled_people, model_folder
+from training.evaluate import labelled_people
 from training.files import DataError, write_whole
 from training.keypoints import SIGMAS
 
@@ -84,19 +83,15 @@ def sheet(people: list[Person]) -> bytes:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.sheet", description="Draw the best and the worst found people.")
-    parser.add_argument("--model", default="lpn50", help="name or name/version")
-    parser.add_argument("--store", type=Path, default=Path("model_store"))
+    parser = measuring_parser("python -m training.sheet", "Draw the best and the worst found people.", "lpn50")
     parser.add_argument("--annotations", type=Path, required=True, help="a COCO keypoint file")
     parser.add_argument("--images", type=Path, help="the folder of its pictures")
     parser.add_argument("--out", type=Path, required=True, help="the sheet, a .jpg")
     arguments = parser.parse_args()
     take_one_thread_each()
-    try:
+    with one_line_faults():
         model = PoseModel.load(model_folder(arguments.store, arguments.model))
         write_whole(arguments.out, sheet(people_of(model, arguments.annotations, arguments.images)))
-    except (DataError, ModelError) as error:
-        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

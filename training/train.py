@@ -4,40 +4,33 @@ Stages run one after the other, each from the averaged weights of the one before
 goes on where it stopped: everything is drawn from (seed, stage, step), and the run folder holds the last checkpoint.
 """
 
-import argparse
-import logging
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.vision import heatmap
 from training.augment import Augmentation, Changes, augmented_batch, changed_crops, drawn_changes
+from training.command import one_line_faults
 from training.config import Config, Stage
 from training.data import People, cached_people
 from training.device import changed_crops as crops_on_device
 from training.device import resident
-from training.files import DataError, write_whole
+from training.files import write_whole
 from training.keypoints import SIGMAS
 from training.loss import heatmap_loss, target_heatmaps, trust_in
 from training.lpn import HEATMAP_STRIDE, LPN
 from training.pixels import normalised
 from training.plots import training_plot
-from training.schedule import Members, average, learning_rate, one_ahead, write_line
-from training.state import State, finished_weights, new_optimizer, new_state, resume, save
+from training.schedule import Members, one_ahead
+from training.state import State
 from training.synthetic.studio import Studio
-from training.weights import read_lpn, write_content
-
-log = logging.getLogger("training")
-
-_CHECKPOINT_SECONDS = 240
-_REPORT_SECONDS = 30
+from training.trainer import Place, Plan, Trainer, place_of, prepare_training, training_parser
+from training.weights import check_weights, read_lpn
 
 # One step's people: crops [N, H, W, 3], keypoints [N, 17, 2] in crop pixels and weights [N, 17], on the device.
 Step = tuple[Tensor, Tensor, Tensor]
@@ -53,11 +46,10 @@ class Run:
     config: Config
     data: Path
     cache: Path
-    folder: Path
+    place: Place
     device: torch.device
     on_device: bool  # the crops lie on the device and are made there, else by OpenCV
     compiled: bool
-    until: float  # on the monotonic clock
 
 
 def steps_of(run: Run, sets: list[People], stage: Stage, number: int, first: int) -> Iterator[Step]:
@@ -141,110 +133,79 @@ def quick_check(model: LPN, people: People, height: int, device: torch.device) -
 
 
 def train(run: Run, start: Path | None) -> bool:
-    """Train until the last stage ends or the time is up; True when all is done. Writes into the run's folder.
+    """Train until the last stage ends or the run is to stop; True when all is done. Writes into the run's folder.
 
     A new run starts from the weights in the file `start`, or from scratch. Raises DataError.
     """
     torch.manual_seed(run.config.seed)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = run.folder / "checkpoint.pth"
-    state = new_state(run.config, run.device, start)
-    if checkpoint.exists():
-        resume(state, checkpoint, run.config)
-        log.info("resumed at stage %d, step %d", state.stage, state.step)
-    while state.stage < len(run.config.stages):
-        if not _train_stage(run, state):
-            return False
-        state.stage, state.step = state.stage + 1, 0
-        state.model.load_state_dict(state.averaged.state_dict())
-        state.optimizer = new_optimizer(state.model)
-        save(state, checkpoint)
-    write_content(run.folder / "weights.pth", finished_weights(state))
-    write_whole(run.folder / "curves.png", training_plot(run.folder / "log.jsonl"))
-    log.info("done: %s", run.folder / "weights.pth")
+    depth, attention = run.config.depth, run.config.attention
+
+    def check(weights: Any) -> None:
+        found = check_weights(weights, attention)
+        if found != depth:
+            raise ValueError(f"it is of an LPN-{found}, and the config asks for an LPN-{depth}")
+
+    trainer: Trainer[LPN, Step] = Trainer(
+        stages=len(run.config.stages),
+        plan=lambda state: _plan(run, state),
+        optimizer=lambda model, _: _new_optimizer(model),
+        check_weights=check,
+        unit="crops",
+    )
+    model = LPN(depth, attention=attention) if start is None else read_lpn(start, depth, attention)
+    if not trainer.train(model, run.device, run.place):
+        return False
+    write_whole(run.place.folder / "curves.png", training_plot(run.place.folder / "log.jsonl"))
     return True
 
 
-def _train_stage(run: Run, state: State) -> bool:
+def _plan(run: Run, state: State[LPN]) -> Plan[Step]:
     stage = run.config.stages[state.stage]
     sets = [cached_people(run.data / "train" / f"{name}.json", run.cache, stage.height) for name in run.config.sets]
     dev = cached_people(run.data / "dev" / "coco.json", run.cache, stage.height)
-    steps = stage.crops // stage.batch
-    batches = steps_of(run, sets, stage, state.stage, state.step)
-    state.model.train()
     loss_of = losses_of(run, state.model, stage)
-    losses: list[Tensor] = []
-    saved = reported = time.monotonic()
-    first_reported = state.step
-    while state.step < steps:
-        rate = learning_rate(stage.learning_rate, stage.warm_up, state.step, steps)
-        losses.append(_step(state, loss_of(*next(batches)), rate))
-        state.step += 1
-        average(state.averaged, state.model, min(stage.average, (1 + state.step) / (10 + state.step)))
-        now = time.monotonic()
-        if now - reported > _REPORT_SECONDS:
-            speed = (state.step - first_reported) * stage.batch / (now - reported)
-            left = (steps - state.step) * stage.batch / speed / 60
-            line = {"stage": state.stage, "step": state.step, "of": steps, "loss": float(torch.stack(losses).mean())}
-            write_line(run.folder, line | {"crops_per_second": round(speed, 1), "minutes_left": round(left, 1)})
-            losses, reported, first_reported = [], now, state.step
-        if now - saved > _CHECKPOINT_SECONDS or now > run.until or state.step == steps:
-            checked = quick_check(state.averaged, dev, stage.height, run.device)
-            write_line(run.folder, {"stage": state.stage, "step": state.step, **checked})
-            save(state, run.folder / "checkpoint.pth")
-            saved = reported = time.monotonic()
-            first_reported = state.step
-            if now > run.until and state.step < steps:
-                return False
-    return True
+    return Plan(
+        steps=stage.crops // stage.batch,
+        batch=stage.batch,
+        warm_up=stage.warm_up,
+        peak=stage.learning_rate,
+        kept=stage.average,
+        batches=steps_of(run, sets, stage, state.stage, state.step),
+        losses=lambda step: {"loss": loss_of(*step)},
+        check=lambda: quick_check(state.averaged, dev, stage.height, run.device),
+    )
 
 
-def _step(state: State, loss: Tensor, rate: float) -> Tensor:
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(state.model.parameters(), 10.0)
-    state.optimizer.step()
-    return loss.detach()
+def _new_optimizer(model: LPN) -> torch.optim.Optimizer:
+    """AdamW that does not decay norms and biases."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-3, fused=True)
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.train", description="Train LPN from a config.")
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and dev/ sets")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/crops"), help="where crops are kept")
+    parser = training_parser("python -m training.train", "Train LPN from a config.", cache=".cache/crops")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: log, checkpoint, weights")
-    parser.add_argument("--start", type=Path, help="weights.pth of a run or of the store to start from, instead of scratch")
-    parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument(
         "--resident", action="store_true", help="all crops lie on the device and are augmented there; a GPU does so anyway"
     )
     parser.add_argument("--compile", action="store_true", help="compile the loss with torch.compile")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    cv2.setNumThreads(1)
     device = torch.device(arguments.device)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
-    until = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
-    try:
+    prepare_training(device)
+    with one_line_faults():
         run = Run(
             config=Config.read(arguments.config),
             data=arguments.data,
             cache=arguments.cache,
-            folder=arguments.run,
+            place=place_of(arguments.run, arguments.minutes),
             device=device,
             on_device=arguments.resident or device.type == "cuda",
             compiled=arguments.compile,
-            until=until,
         )
         train(run, arguments.start)
-    except DataError as error:
-        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Weights of an LPN in a file, and what is wrong with files that hold none."""
+"""Weights in a file, and what is wrong with files that hold none."""
 
 import io
 import pickle
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.files import DataError, write_whole
 from training.lpn import LPN, Depth, depth_of
@@ -33,18 +33,28 @@ def write_content(file: Path, content: Any) -> None:
 
 def check_weights(weights: Any, attention: bool = True) -> Depth:
     """The depth of the LPN whose weights these are. Raises ValueError that says in one line why they are none."""
-    if not isinstance(weights, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
-        raise ValueError("it is no table of named tensors")
+    _check_table(weights)
     depth = depth_of(weights)
-    expected = LPN(depth, attention=attention).state_dict()
+    check_tensors(weights, LPN(depth, attention=attention), f"an LPN-{depth}")
+    return depth
+
+
+def check_tensors(weights: Any, network: nn.Module, name: str) -> None:
+    """Raise ValueError that says in one line why these are not the weights of a network, which `name` names."""
+    _check_table(weights)
+    expected = network.state_dict()
     missing, strange = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing or strange:
         example = min(missing or strange)
-        raise ValueError(f"of an LPN-{depth}, {len(missing)} tensors are missing and {len(strange)} are strange: {example}")
-    for name, tensor in expected.items():
-        if weights[name].shape != tensor.shape:
-            raise ValueError(f"{name} has the shape {list(weights[name].shape)} and not {list(tensor.shape)}")
-    return depth
+        raise ValueError(f"of {name}, {len(missing)} tensors are missing and {len(strange)} are strange: {example}")
+    for key, tensor in expected.items():
+        if weights[key].shape != tensor.shape:
+            raise ValueError(f"{key} has the shape {list(weights[key].shape)} and not {list(tensor.shape)}")
+
+
+def _check_table(weights: Any) -> None:
+    if not isinstance(weights, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
+        raise ValueError("it is no table of named tensors")
 
 
 def read_lpn(file: Path, depth: Depth | None = None, attention: bool = True) -> LPN:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import train
+from training import trainer
 from training.config import Config
 from training.data import cached_people
 from training.files import DataError, write_whole
@@ -109,7 +109,7 @@ def test_cached_crops_carry_their_labels(data, tmp_path):
     people = cached_people(data / "train/drawn.json", tmp_path, 64)
     again = cached_people(data / "train/drawn.json", tmp_path, 64)
     assert len(people) == len(again) == 6
-    np.testing.assert_array_equal(people.crop(3), again.crop(3))
+    np.testing.assert_array_equal(people[3], again[3])
     assert people.weights.min() == 1
     # The padded box is 64 high in the crop's pixels, since it was higher in the picture's.
     np.testing.assert_allclose(people.sizes[:, 1], 64, rtol=0.02)
@@ -151,7 +151,7 @@ def test_a_run_augments_on_its_device_follows_a_teacher_and_draws_its_curves(dat
     torch.save(LPN(50).state_dict(), teacher)
     text = CONFIG.replace("crops = 16", "crops = 4\nhardest = 8").replace("crops = 8", "crops = 4")
     text = text.replace("[sets]", f'{MORE}\n[distillation]\nweights = "{teacher}"\nshare = 0.5\n[sets]')
-    monkeypatch.setattr(train, "_REPORT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "_REPORT_SECONDS", 0)
     _run(data, tmp_path, monkeypatch, "device", "--resident", "--device", "cpu", config=text)
     assert torch.load(tmp_path / "device/weights.pth", weights_only=True)["final_layer.bias"].abs().max() > 0
     assert (tmp_path / "device/curves.png").read_bytes().startswith(b"\x89PNG")

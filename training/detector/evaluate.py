@@ -21,14 +21,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from app.inference.detector import Detector
-from app.inference.model_store import ModelError, load_model
+from app.inference.model_store import load_model
 from app.inference.session import take_one_thread_each
 from app.vision import detection
 from training.accuracy import record
+from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import Picture, read_annotations, read_pictures
 from training.detector.data import is_ignored
-from training.evaluate import model_folder
-from training.files import DataError, write_whole
+from training.files import write_whole
 from training.plots import precision_recall_plot
 
 Float64 = npt.NDArray[np.float64]
@@ -162,18 +162,14 @@ def _measure(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.detector.evaluate", description="Measure a person detector.")
-    parser.add_argument("--model", default="person-det", help="name or name/version")
-    parser.add_argument("--store", type=Path, default=Path("model_store"))
+    parser = measuring_parser("python -m training.detector.evaluate", "Measure a person detector.", "person-det")
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder with pose/dev and detect/dev")
     parser.add_argument("--out", type=Path, help="folder for detections.json and precision_recall.png")
     parser.add_argument("--write", action="store_true", help="record figures and threshold in the stored model's model.toml")
     arguments = parser.parse_args()
     take_one_thread_each()
-    try:
+    with one_line_faults():
         _measure(arguments)
-    except (DataError, ModelError) as error:
-        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

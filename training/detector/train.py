@@ -4,35 +4,29 @@ As training.train: stages one after the other, each from the averaged weights of
 (seed, stage, step), and the run folder holds the last checkpoint, which SIGTERM and Ctrl-C write too.
 """
 
-import argparse
-import logging
-import signal
-import threading
-import time
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 
+from training.command import one_line_faults
+from training.config import FromToml
 from training.detector.augment import Batch, Variation, augmented_batch
 from training.detector.data import Photos, cached_photos
 from training.detector.loss import detection_loss
 from training.detector.network import PersonDetector, cells, normalised
-from training.files import DataError, whole_file
-from training.schedule import average, learning_rate, one_ahead, write_line
-
-log = logging.getLogger("training")
+from training.files import DataError
+from training.schedule import one_ahead
+from training.state import State
+from training.trainer import Place, Plan, Trainer, place_of, prepare_training, training_parser
+from training.weights import check_tensors, read_content
 
 SIDE = 416  # the longest side of a photo as served
-_CHECKPOINT_SECONDS = 200
-_REPORT_SECONDS = 30
 _CHECKED_PHOTOS = 96
 
 
@@ -53,10 +47,8 @@ class Stage(BaseModel):
     average: float = 0.998  # of the weights, a step
 
 
-class Config(BaseModel):
+class Config(FromToml):
     """What a run depends on, beside the data."""
-
-    model_config = ConfigDict(extra="forbid")
 
     seed: int
     channels: int  # of the pyramid and the heads
@@ -65,35 +57,16 @@ class Config(BaseModel):
     side: int = SIDE  # at which photos are cached, and at 1 of a stage's scale shown
     stages: list[Stage]
 
-    @classmethod
-    def read(cls, file: Path) -> Self:
-        return cls.model_validate(tomllib.loads(file.read_text()))
-
-
-@dataclass(slots=True)
-class State:
-    """A run at one step; `averaged` is the moving average of the weights, which is what is kept in the end."""
-
-    model: PersonDetector
-    averaged: PersonDetector
-    optimizer: torch.optim.Optimizer
-    stage: int = 0
-    step: int = 0
-
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where a run reads and writes, and when it is to stop: when `stopped` is set, or at `until` on the monotonic clock."""
+class Run:
+    """Where a run reads and writes, and on what it computes."""
 
+    config: Config
     data: Path
     cache: Path
-    run: Path
-    until: float
-    stopped: threading.Event
-
-    def over(self) -> bool:
-        """Whether the run is to stop now."""
-        return self.stopped.is_set() or time.monotonic() > self.until
+    place: Place
+    device: torch.device
 
 
 def batches(config: Config, sets: list[Photos], number: int, first: int) -> Iterator[Batch]:
@@ -131,141 +104,82 @@ def quick_check(model: PersonDetector, photos: Photos, side: int, device: torch.
     return {f"dev_{name}": float(np.mean([values[name] for values in found])) for name in found[0]}
 
 
-def train(config: Config, places: Places, imagenet: Path | None, start: Path | None) -> bool:
-    """Train until the last stage ends or the run is stopped; True when all is done.
+def train(run: Run, imagenet: Path | None, start: Path | None) -> bool:
+    """Train until the last stage ends or the run is to stop; True when all is done. Writes into the run's folder.
 
-    A new run starts from the backbone in the file `imagenet`, or from the whole weights in `start`, or from scratch.
+    A new run starts from the backbone in the file `imagenet`, or from the whole weights in `start`, or from scratch. Raises
+    DataError.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(config.seed)
-    places.run.mkdir(parents=True, exist_ok=True)
-    model = PersonDetector(config.channels)
+    torch.manual_seed(run.config.seed)
+    model = PersonDetector(run.config.channels)
     if imagenet is not None:
         model.backbone.load_imagenet(imagenet)
+
+    def check(weights: Any) -> None:
+        check_tensors(weights, model, f"a detector of {run.config.channels} channels")
+
     if start is not None:
-        model.load_state_dict(torch.load(start, map_location="cpu", weights_only=True))
-    averaged = PersonDetector(config.channels)
-    averaged.load_state_dict(model.state_dict())
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    averaged.to(device).requires_grad_(False)
-    state = State(model, averaged, _new_optimizer(model))
-    checkpoint = places.run / "checkpoint.pth"
-    _resume(state, checkpoint, device)
-    while state.stage < len(config.stages):
-        if not _train_stage(config, state, places, device):
-            return False
-        state.stage, state.step = state.stage + 1, 0
-        state.model.load_state_dict(state.averaged.state_dict())
-        state.optimizer = _new_optimizer(state.model)
-        _save(state, checkpoint)
-    with whole_file(places.run / "weights.pth") as out:
-        torch.save(state.averaged.state_dict(), out)
-    log.info("done: %s", places.run / "weights.pth")
-    return True
+        try:
+            weights = read_content(start)
+            check(weights)
+        except ValueError as error:
+            raise DataError(f"{start} holds no weights to start from: {error}") from error
+        model.load_state_dict(weights)
+    stages = run.config.stages
+    trainer: Trainer[PersonDetector, Batch] = Trainer(
+        stages=len(stages),
+        plan=lambda state: _plan(run, state),
+        optimizer=lambda model, stage: _new_optimizer(model, stages[stage]),
+        check_weights=check,
+        unit="pictures",
+    )
+    return trainer.train(model, run.device, run.place)
 
 
-def _train_stage(config: Config, state: State, places: Places, device: torch.device) -> bool:
+def _plan(run: Run, state: State[PersonDetector]) -> Plan[Batch]:
+    config = run.config
     stage = config.stages[state.stage]
-    sets = [cached_photos(places.data / f"{name}.json", places.cache, config.side) for name in stage.sets or config.sets]
-    dev = cached_photos(places.data / f"{config.dev}.json", places.cache, config.side)
-    steps = stage.pictures // stage.batch
-    stream = batches(config, sets, state.stage, state.step)
-    state.model.train()
-    parts: list[Tensor] = []
-    saved = reported = time.monotonic()
-    first_reported = state.step
-    while state.step < steps:
-        parts.append(_step(state, stage, steps, next(stream), device))
-        now = time.monotonic()
-        if now - reported > _REPORT_SECONDS:
-            rate = (state.step - first_reported) * stage.batch / (now - reported)
-            score, misfit = (round(float(value), 4) for value in torch.stack(parts).mean(0))
-            line = {"stage": state.stage, "step": state.step, "of": steps, "score": score, "box": misfit}
-            left = (steps - state.step) * stage.batch / rate / 60
-            write_line(places.run, line | {"pictures_per_second": round(rate, 1), "minutes_left": round(left, 1)})
-            parts, reported, first_reported = [], now, state.step
-        over = places.over()
-        if now - saved > _CHECKPOINT_SECONDS or over or state.step == steps:
-            _save(state, places.run / "checkpoint.pth")
-            write_line(
-                places.run,
-                {"stage": state.stage, "step": state.step, **quick_check(state.averaged, dev, config.side, device)},
-            )
-            saved = reported = time.monotonic()
-            first_reported = state.step
-            if over and state.step < steps:
-                return False
-    return True
+    sets = [cached_photos(run.data / f"{name}.json", run.cache, config.side) for name in stage.sets or config.sets]
+    dev = cached_photos(run.data / f"{config.dev}.json", run.cache, config.side)
+    return Plan(
+        steps=stage.pictures // stage.batch,
+        batch=stage.batch,
+        warm_up=stage.warm_up,
+        peak=stage.learning_rate,
+        kept=stage.average,
+        batches=batches(config, sets, state.stage, state.step),
+        losses=lambda batch: losses(state.model, batch, run.device),
+        check=lambda: quick_check(state.averaged, dev, config.side, run.device),
+    )
 
 
-def _step(state: State, stage: Stage, steps: int, batch: Batch, device: torch.device) -> Tensor:
-    """One step of the optimizer; gives the losses [2] (score, box)."""
-    for group in state.optimizer.param_groups:
-        peak = stage.learning_rate * (stage.backbone if group["backbone"] else 1.0)
-        group["lr"] = learning_rate(peak, stage.warm_up, state.step, steps)
-    found = losses(state.model, batch, device)
-    state.optimizer.zero_grad()
-    (found["score"] + found["box"]).backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(state.model.parameters(), 10.0)
-    state.optimizer.step()
-    state.step += 1
-    average(state.averaged, state.model, min(stage.average, (1 + state.step) / (10 + state.step)))
-    return torch.stack([found["score"].detach(), found["box"].detach()])
-
-
-def _new_optimizer(model: PersonDetector) -> torch.optim.Optimizer:
+def _new_optimizer(model: PersonDetector, stage: Stage) -> torch.optim.Optimizer:
+    """AdamW that does not decay norms, biases and depthwise kernels; the backbone learns more slowly."""
     groups = []
     for backbone in (True, False):
-        for decayed in (True, False):  # norms, biases and depthwise kernels are not decayed
+        for decayed in (True, False):
             parameters = [
                 p
                 for name, p in model.named_parameters()
                 if p.requires_grad and name.startswith("backbone.") == backbone and (p.ndim > 1 and p.shape[1] > 1) == decayed
             ]
-            groups.append({"params": parameters, "weight_decay": 0.02 if decayed else 0.0, "backbone": backbone})
+            share = stage.backbone if backbone else 1.0
+            groups.append({"params": parameters, "weight_decay": 0.02 if decayed else 0.0, "share": share})
     return torch.optim.AdamW(groups, lr=1e-3, fused=True)
-
-
-def _save(state: State, file: Path) -> None:
-    content = {"stage": state.stage, "step": state.step, "optimizer": state.optimizer.state_dict()}
-    content |= {"model": state.model.state_dict(), "averaged": state.averaged.state_dict()}
-    with whole_file(file) as out:
-        torch.save(content, out)
-
-
-def _resume(state: State, file: Path, device: torch.device) -> None:
-    if not file.exists():
-        return
-    content = torch.load(file, map_location=device, weights_only=True)
-    state.model.load_state_dict(content["model"])
-    state.averaged.load_state_dict(content["averaged"])
-    state.optimizer.load_state_dict(content["optimizer"])
-    state.stage, state.step = content["stage"], content["step"]
-    log.info("resumed at stage %d, step %d", state.stage, state.step)
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.detector.train", description="Train the person detector.")
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="the folder that the config's sets are in")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/photos"), help="where decoded photos are kept (3 GB)")
+    parser = training_parser("python -m training.detector.train", "Train the person detector.", cache=".cache/photos")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: log, checkpoint, weights")
     parser.add_argument("--imagenet", type=Path, help="efficientnet-lite0-57934424.pth, where a new run's backbone starts")
-    parser.add_argument("--start", type=Path, help="weights.pth of a run, from which a new run starts")
-    parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    cv2.setNumThreads(1)
-    stopped = threading.Event()
-    for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, lambda *_: stopped.set())
-    until = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
-    places = Places(arguments.data, arguments.cache, arguments.run, until, stopped)
-    try:
-        train(Config.read(arguments.config), places, arguments.imagenet, arguments.start)
-    except DataError as error:
-        raise SystemExit(str(error)) from error
+    device = torch.device(arguments.device)
+    prepare_training(device)
+    with one_line_faults():
+        place = place_of(arguments.run, arguments.minutes)
+        run = Run(Config.read(arguments.config), arguments.data, arguments.cache, place, device)
+        train(run, arguments.imagenet, arguments.start)
 
 
 if __name__ == "__main__":

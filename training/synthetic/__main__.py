@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 import torch
 
+from training.command import one_line_faults
 from training.data import in_order
-from training.files import DataError, whole_file, write_whole
+from training.files import whole_file, write_whole
 from training.keypoints import NAMES, SKELETON
 from training.synthetic.studio import Studio
 
@@ -91,11 +92,9 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     threads = len(os.sched_getaffinity(0)) if device.type == "cpu" else 2
-    try:
+    with one_line_faults():
         studio = Studio.open(arguments.assets, arguments.hdm05, arguments.backgrounds, device)
         write_set(studio, arguments.count, arguments.seed, arguments.out, threads)
-    except DataError as error:
-        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from training.command import one_line_faults
 from training.data import Picture, read_pictures
 from training.files import DataError, write_whole
 from training.keypoints import SKELETON
@@ -58,10 +59,8 @@ def main() -> None:
     parser.add_argument("annotations", type=Path, help="a COCO keypoint file")
     parser.add_argument("--out", type=Path, required=True, help="the sheet, a .jpg")
     arguments = parser.parse_args()
-    try:
+    with one_line_faults():
         write_whole(arguments.out, sheet(arguments.annotations))
-    except DataError as error:
-        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 import json
 import threading
-import time
 
 import pytest
 import torch
 
-from training.detector.train import Config, Places, main, train
+from training.detector.train import Config, Run, main, train
+from training.files import DataError
+from training.trainer import Place
 
 CONFIG = """
 seed = 3
@@ -39,7 +40,6 @@ def _run(data, tmp_path, monkeypatch, name, *more):
     (tmp_path / "config.toml").write_text(CONFIG)
     command = ["train", str(tmp_path / "config.toml"), "--data", str(data), "--cache", str(tmp_path / "cache")]
     monkeypatch.setattr("sys.argv", [*command, "--run", str(tmp_path / name), *more])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     main()
 
 
@@ -60,13 +60,32 @@ def test_a_run_that_is_told_to_stop_keeps_what_it_has(data, tmp_path):
     (tmp_path / "config.toml").write_text(CONFIG)
     stopped = threading.Event()
     stopped.set()
-    places = Places(data, tmp_path / "cache", tmp_path / "run", time.monotonic() + 600, stopped)
-    assert not train(Config.read(tmp_path / "config.toml"), places, None, None)
+    place = Place(tmp_path / "run", stopped=stopped)
+    run = Run(Config.read(tmp_path / "config.toml"), data, tmp_path / "cache", place, torch.device("cpu"))
+    assert not train(run, None, None)
     content = torch.load(tmp_path / "run/checkpoint.pth", weights_only=True)
     assert (content["stage"], content["step"]) == (0, 1)
 
 
 def test_a_config_with_an_unknown_key_is_refused(tmp_path):
     (tmp_path / "config.toml").write_text(CONFIG.replace("warm_up", "warmup"))
-    with pytest.raises(ValueError, match="warmup"):
+    with pytest.raises(DataError, match=r"config.toml: .*warmup"):
         Config.read(tmp_path / "config.toml")
+
+
+def test_a_file_of_other_weights_is_named(data, tmp_path, monkeypatch):
+    file = tmp_path / "w.pth"
+    torch.save({"stem.weight": torch.zeros(1)}, file)
+    with pytest.raises(SystemExit, match=r"w.pth holds no weights to start from: of a detector of 16 channels, \d+ tensors"):
+        _run(data, tmp_path, monkeypatch, "run", "--start", str(file))
+    with pytest.raises(SystemExit, match=r"w.pth is not EfficientNet-Lite0's: "):
+        _run(data, tmp_path, monkeypatch, "run", "--imagenet", str(file))
+
+
+def test_a_damaged_checkpoint_is_named_and_kept(data, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "run/checkpoint.pth"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"half of one")
+    with pytest.raises(SystemExit, match=r"checkpoint.pth cannot be gone on from: PyTorch"):
+        _run(data, tmp_path, monkeypatch, "run")
+    assert checkpoint.read_bytes() == b"half of one"

@@ -1,7 +1,6 @@
 """The trainer draws rendered people: from a set like any other, or while it runs, by seed, stage and step."""
 
 import itertools
-import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from training.files import DataError
 from training.synthetic.__main__ import write_set
 from training.synthetic.studio import Studio
 from training.train import Run, steps_of
+from training.trainer import Place
 
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[3] / "training/configs"
@@ -31,7 +31,7 @@ def steps(people, assets_folder, share: float, first: int, resident: bool = Fals
     rendered = {"assets": assets_folder, "share": share}
     config = Config.model_validate({"seed": 1, "depth": 50, "sets": {"real": 1.0}, "stages": [STAGE], "rendered": rendered})
     nowhere = Path()
-    run = Run(config, nowhere, nowhere, nowhere, CPU, resident, compiled=False, until=math.inf)
+    run = Run(config, nowhere, nowhere, Place(nowhere), CPU, resident, compiled=False)
     return list(itertools.islice(steps_of(run, people, config.stages[0], 0, first), count))
 
 

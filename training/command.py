@@ -1,0 +1,34 @@
+"""What the command lines of measurements have in common."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.inference.model_store import ModelError, stored_models
+from training.files import DataError
+
+
+def measuring_parser(program: str, description: str, model: str) -> argparse.ArgumentParser:
+    """A parser of the arguments that every measurement of a stored model takes."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument("--model", default=model, help="name or name/version")
+    parser.add_argument("--store", type=Path, default=Path("model_store"))
+    return parser
+
+
+def model_folder(store: Path, wanted: str) -> Path:
+    """The folder of a model by name (its newest version) or name/version. Raises SystemExit."""
+    for name, version, folder in reversed(list(stored_models(store))):
+        if wanted in (name, f"{name}/{version}"):
+            return folder
+    raise SystemExit(f"there is no model {wanted} in {store}")
+
+
+@contextlib.contextmanager
+def one_line_faults() -> Iterator[None]:
+    """End the program with one line where a file or a model is at fault."""
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        raise SystemExit(str(error)) from error

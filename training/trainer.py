@@ -1,0 +1,168 @@
+"""What the trainers of both networks do alike: the command line, stage after stage, reports, checks and checkpoints."""
+
+import argparse
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import cv2
+import torch
+from torch import Tensor, nn
+
+from training.schedule import average, learning_rate, write_line
+from training.state import Network, State, resume, save
+from training.weights import write_content
+
+log = logging.getLogger("training")
+
+_CHECKPOINT_SECONDS = 240
+_REPORT_SECONDS = 30
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The folder of a run, and when it is to stop: at `until` on the monotonic clock, or when `stopped` is set."""
+
+    folder: Path
+    until: float = float("inf")
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def over(self) -> bool:
+        """Whether the run is to stop now."""
+        return self.stopped.is_set() or time.monotonic() > self.until
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that the run goes on from."""
+        return self.folder / "checkpoint.pth"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Generic[Batch]):
+    """One stage, from the step on that the run is at.
+
+    `losses` gives those of a batch by name, whose sum is made small; `check` gives figures on dev people, by name.
+    """
+
+    steps: int
+    batch: int  # pictures in one
+    warm_up: int  # steps
+    peak: float  # of the learning rate; a group of the optimizer with a `share` gets that part of it
+    kept: float  # of the averaged weights, a step
+    batches: Iterator[Batch]
+    losses: Callable[[Batch], dict[str, Tensor]]
+    check: Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer(Generic[Network, Batch]):
+    """How one kind of network is trained.
+
+    `plan` gives the rest of the stage that a run is in, `optimizer` makes a stage's, `check_weights` raises ValueError for
+    weights that are not the network's; `unit` is what the log counts.
+    """
+
+    stages: int
+    plan: Callable[[State[Network]], Plan[Batch]]
+    optimizer: Callable[[Network, int], torch.optim.Optimizer]
+    check_weights: Callable[[Any], None]
+    unit: str
+
+    def train(self, model: Network, device: torch.device, place: Place) -> bool:
+        """Train until the last stage ends or the run is to stop; True when all is done.
+
+        Goes on from the folder's checkpoint if there is one. Writes log.jsonl, checkpoint.pth and at the end weights.pth.
+        Raises DataError.
+        """
+        place.folder.mkdir(parents=True, exist_ok=True)
+        state = State.new(model, device, lambda network: self.optimizer(network, 0))
+        if place.checkpoint.exists():
+            resume(state, place.checkpoint, self.stages, self.check_weights)
+            log.info("resumed at stage %d, step %d", state.stage, state.step)
+        while state.stage < self.stages:
+            if not self._train_stage(state, place):
+                return False
+            state.stage, state.step = state.stage + 1, 0
+            state.model.load_state_dict(state.averaged.state_dict())
+            state.optimizer = self.optimizer(state.model, min(state.stage, self.stages - 1))
+            save(state, place.checkpoint)
+        write_content(place.folder / "weights.pth", state.finished_weights())
+        log.info("done: %s", place.folder / "weights.pth")
+        return True
+
+    def _train_stage(self, state: State[Network], place: Place) -> bool:
+        plan = self.plan(state)
+        state.model.train()
+        losses: list[dict[str, Tensor]] = []
+        saved = reported = time.monotonic()
+        first_reported = state.step
+        while state.step < plan.steps:
+            losses.append(_step(state, plan))
+            now, over = time.monotonic(), place.over
+            if now - reported > _REPORT_SECONDS:
+                rate = (state.step - first_reported) * plan.batch / (now - reported)
+                left = (plan.steps - state.step) * plan.batch / rate / 60
+                means = {name: round(float(torch.stack([each[name] for each in losses]).mean()), 4) for name in losses[0]}
+                line = {"stage": state.stage, "step": state.step, "of": plan.steps, **means}
+                write_line(place.folder, line | {f"{self.unit}_per_second": round(rate, 1), "minutes_left": round(left, 1)})
+                losses, reported, first_reported = [], now, state.step
+            if now - saved > _CHECKPOINT_SECONDS or over or state.step == plan.steps:
+                save(state, place.checkpoint)
+                write_line(place.folder, {"stage": state.stage, "step": state.step, **plan.check()})
+                saved = reported = time.monotonic()
+                losses, first_reported = [], state.step
+                if over and state.step < plan.steps:
+                    return False
+        return True
+
+
+def _step(state: State[Network], plan: Plan[Batch]) -> dict[str, Tensor]:
+    """One step of the optimizer; gives the losses."""
+    rate = learning_rate(plan.peak, plan.warm_up, state.step, plan.steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate * group.get("share", 1.0)
+    losses = plan.losses(next(plan.batches))
+    state.optimizer.zero_grad()
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(state.model.parameters(), 10.0)
+    state.optimizer.step()
+    state.step += 1
+    average(state.averaged, state.model, min(plan.kept, (1 + state.step) / (10 + state.step)))
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def training_parser(program: str, description: str, cache: str) -> argparse.ArgumentParser:
+    """A parser of the arguments that every training takes; `cache` is where it keeps what it has decoded."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the sets that the config names")
+    parser.add_argument("--cache", type=Path, default=Path(cache), help="where decoded pictures are kept")
+    parser.add_argument("--start", type=Path, help="weights.pth of a run or of the store to start from, instead of scratch")
+    parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    return parser
+
+
+def place_of(folder: Path, minutes: float | None) -> Place:
+    """A run in a folder that stops after so many minutes, on SIGTERM or on Ctrl-C."""
+    stopped = threading.Event()
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(kind, lambda *_: stopped.set())
+    return Place(folder, time.monotonic() + 60 * minutes if minutes else float("inf"), stopped)
+
+
+def prepare_training(device: torch.device) -> None:
+    """Log to standard error; OpenCV in one thread, for pictures are made in threads; a GPU at its quickest."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    cv2.setNumThreads(1)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
