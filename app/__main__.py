@@ -47,6 +47,7 @@ def main() -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=75,  # proxies and clients drop an idle connection after a minute at most: never under a request
         timeout_graceful_shutdown=settings.drain_s,
         ws="none",
     )

@@ -28,6 +28,10 @@ GROWTH = 1.10  # of resident memory from the middle of the run to its end
 SLOWER = 1.20  # the last tenth's 99th percentile against the first's
 
 
+class Fault(Exception):
+    """A request got no answer, or one that it must not get."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of request: its body, options, the statuses that it may be answered with, and how often it is sent."""
@@ -80,9 +84,13 @@ class Service:
         """Send a request of a kind, check its status, and give the milliseconds that it took."""
         headers = {"Content-Type": "image/jpeg"} | ({"Accept": "image/jpeg"} if kind.name == "drawn" else {})
         started = time.perf_counter()
-        answer = await self.client.post("/v1/pose", params=kind.options, content=kind.body, headers=headers)
+        try:
+            answer = await self.client.post("/v1/pose", params=kind.options, content=kind.body, headers=headers)
+        except httpx.HTTPError as error:
+            seconds = time.perf_counter() - started
+            raise Fault(f"{kind.name}: {error!r} after {seconds:.1f} s; the service: {self.process.poll()}") from error
         if answer.status_code not in kind.statuses:
-            raise ValueError(f"{kind.name}: {answer.status_code} {answer.text[:200]}")
+            raise Fault(f"{kind.name}: {answer.status_code} {answer.text[:200]}")
         return (time.perf_counter() - started) * 1000
 
 
@@ -155,7 +163,8 @@ async def soak(pictures: int, load: float, measured: float) -> bool:
                 done.result()
         await asyncio.gather(*pending)
         seconds = time.perf_counter() - started
-        await asyncio.sleep(6)  # idle connections end
+        await asyncio.sleep(6)
+        await service.client.get("/livez")  # by now the others are idle for longer than the client keeps them
         looks.append((service.megabytes(), service.descriptors()))
     return _told(pictures, seconds, sent, milliseconds, looks)
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from app.inference.detector import Detector, Letterbox
 from app.inference.model_store import DetectorDescription, InputTable, ModelDescription, ModelError, load_model, stored_models
-from app.inference.pose import Crops, PoseModel, person_scores
+from app.inference.pose import Crops, PoseModel, distinct_people, person_scores
 from app.inference.scheduler import Network, Scheduler
 from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores
 from app.settings import Settings
@@ -116,6 +116,7 @@ class _Prepared:
     height: int
     boxes: Float64
     box_scores: Float64
+    found: bool  # by the detector
     crops: Crops
     decode_seconds: float
     crop_seconds: float
@@ -307,7 +308,7 @@ class Pipeline:
             raise AssertionError("a picture without boxes was not searched")
         crops = model.cut(picture, boxes)
         cut = time.perf_counter()
-        return _Prepared(width, height, boxes, scores, crops, decoded - started, cut - decoded)
+        return _Prepared(width, height, boxes, scores, found is not None, crops, decoded - started, cut - decoded)
 
     async def _warm_up(self, description: ModelDescription | DetectorDescription, *networks: Network) -> float:
         """Run every batch size of a model's networks; the seconds a crop of the first's quickest."""
@@ -350,21 +351,15 @@ def _found_boxes(found: _Found, width: int, height: int) -> tuple[Float64, Float
 
 
 def _people(model: PoseModel, prepared: list[_Prepared], results: list[Float32]) -> list[People]:
-    """The results of all crops, dealt out to their pictures and mapped into their pixels."""
+    """The results of all crops, dealt out to their pictures and mapped into their pixels; who was found twice, once."""
     joints = len(model.description.keypoints.names)
     cells = np.stack(results) if results else np.zeros((0, joints, 3), np.float32)
     people, start = [], 0
     for picture in prepared:
         keypoints = model.to_picture(cells[start : start + len(picture.boxes)], picture.crops)
         start += len(picture.boxes)
-        people.append(
-            People(
-                picture.width,
-                picture.height,
-                picture.boxes,
-                picture.box_scores,
-                keypoints,
-                person_scores(keypoints, picture.box_scores),
-            )
-        )
+        scores = person_scores(keypoints, picture.box_scores)
+        kept = distinct_people(keypoints, scores, picture.boxes) if picture.found else np.ones(len(scores), np.bool_)
+        columns = (each[kept] for each in (picture.boxes, picture.box_scores, keypoints, scores))
+        people.append(People(picture.width, picture.height, *columns))
     return people

@@ -143,6 +143,14 @@ def test_refusals_of_connections_are_counted_and_logged(strict):
     assert (line["status"], line["problem"]) == (400, "malformed_body")
 
 
+def test_a_connection_outlives_the_pause_that_clients_make_between_requests(service):
+    with connect(service.port) as sock:
+        for pause in (6, 0):  # httpx lets go after 5 s: a request that crosses the service's closing is lost
+            sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(pause)
+
+
 def test_a_flood_of_idle_connections_shuts_nobody_out(start_service, t_pose):
     service = start_service(max_connections=8, body_timeout_s=30)
     with contextlib.ExitStack() as held:

@@ -68,6 +68,14 @@ def test_options_say_how_many_and_how_sure(client, two_women):
     assert find(client, two_women, detection_threshold=1) == []
 
 
+def test_nobody_is_found_twice_though_several_boxes_show_the_same_person(client, two_women):
+    people = find(client, two_women, detection_threshold=0.02)
+    for box in TWO_WOMEN_BOXES:
+        assert sum(overlap(person["bbox"], box) > 0.5 for person in people) == 1
+    boxes = ";".join(",".join(map(str, box)) for box in TWO_WOMEN_BOXES)
+    assert len(find(client, two_women, boxes=f"{boxes};{boxes}")) == 4  # given boxes are all answered
+
+
 def test_nobody_is_found_where_nobody_is(client):
     answer = client.post("/v1/pose", content=jpeg(np.full((480, 640, 3), 90, np.uint8)), headers=JPEG)
     assert answer.json()["annotations"] == []
