@@ -46,6 +46,14 @@ def panel(kind: str, title: str, description: str, unit: str, *queries: Panel, *
     }
 
 
+def graph(title: str, description: str, unit: str, *queries: Panel, **more: Any) -> Panel:
+    return panel("timeseries", title, description, unit, *queries, **more)
+
+
+def stat(title: str, description: str, unit: str, *queries: Panel, **more: Any) -> Panel:
+    return panel("stat", title, description, unit, *queries, **more)
+
+
 def heat_map(title: str, description: str, unit: str, expr: str) -> Panel:
     made = panel("heatmap", title, description, unit, query(expr, "{{le}}", "heatmap"))
     made["options"] = {"calculate": False, "yAxis": {"unit": unit}, "color": {"scheme": "Blues", "mode": "scheme"}}
@@ -130,15 +138,13 @@ P95 = quantiles("pose_http_request_duration_seconds", POSE)[1]["expr"]
 
 SERVICE = [
     [
-        panel(
-            "stat",
+        stat(
             "People per second",
             "pose_crops_total. Grey: nobody asks. It cannot exceed the capacity.",
             "short",
             query(CROPS),
         ),
-        panel(
-            "stat",
+        stat(
             "Faults (5xx)",
             "pose_http_requests_total by status. Red: over the objective's 0.5 %; see Refused requests and the "
             "log lines of level error.",
@@ -146,32 +152,28 @@ SERVICE = [
             query(FAULTS),
             thresholds={None: "green", 0.005: "red"},
         ),
-        panel(
-            "stat",
+        stat(
             "p95 latency",
             "pose_http_request_duration_seconds. Red: over a second; see which stage grows.",
             "s",
             query(P95),
             thresholds={None: "green", 0.5: "yellow", 1: "red"},
         ),
-        panel(
-            "stat",
+        stat(
             "Within one second",
             "pose_http_request_duration_seconds. The objective is 95 %. Red: add replicas or cores.",
             "percentunit",
             query(WITHIN),
             thresholds={None: "red", 0.95: "green"},
         ),
-        panel(
-            "stat",
+        stat(
             "Replicas",
             "up. Red: none answers Prometheus.",
             "short",
             query(f'sum(up{{job="pose",{ONE}}})'),
             thresholds={None: "red", 1: "green"},
         ),
-        panel(
-            "stat",
+        stat(
             "Crops waiting",
             "pose_queue_crops against pose_queue_limit_crops. Red: over 80 % of the queue; clients are about to "
             "be refused: add replicas or cores.",
@@ -181,24 +183,21 @@ SERVICE = [
         ),
     ],
     [
-        panel(
-            "timeseries",
+        graph(
             "Requests by status",
             "pose_http_requests_total. 4xx are the clients' faults, 5xx the service's.",
             "reqps",
             query(f"sum by (status) (rate(pose_http_requests_total{{{POSE}}}[{RATE}]))", "{{status}}"),
             stack=True,
         ),
-        panel(
-            "timeseries",
+        graph(
             "Faults (5xx)",
             "pose_http_requests_total. Over the line the month's budget burns: the log tells why.",
             "percentunit",
             query(FAULTS, "share of 5xx"),
             thresholds={None: "green", 0.005: "red"},
         ),
-        panel(
-            "timeseries",
+        graph(
             "Latency",
             "pose_http_request_duration_seconds. Over the line: see which stage grows.",
             "s",
@@ -207,8 +206,7 @@ SERVICE = [
         ),
     ],
     [
-        panel(
-            "timeseries",
+        graph(
             "Where the time goes",
             "pose_stage_duration_seconds, mean a request, stacked. queue: too few cores; decode: "
             "large photos; read: slow clients; infer: the network, on shared or throttled cores slower than at warm-up.",
@@ -229,8 +227,7 @@ SERVICE = [
         ),
     ],
     [
-        panel(
-            "timeseries",
+        graph(
             "People per second, against the paper and the capacity",
             "pose_crops_total, pose_crops_per_second_capacity "
             "(measured at warm-up). The paper's network did 17 persons a second on an i7-8700K. Below it while crops "
@@ -240,15 +237,13 @@ SERVICE = [
             query(f"sum(max by (instance) (pose_crops_per_second_capacity{{{MODEL}}}))", "capacity"),
             query("vector(17)", "the paper"),
         ),
-        panel(
-            "timeseries",
+        graph(
             "Crops waiting",
             "pose_queue_crops. What waits longer than a deadline is dropped: add replicas or cores.",
             "short",
             query(f"sum by (instance) (pose_queue_crops{{{ONE}}})", "{{instance}}"),
         ),
-        panel(
-            "timeseries",
+        graph(
             "Wait for a lane",
             "pose_queue_wait_seconds. Over half a second: more comes than the cores can run.",
             "s",
@@ -257,8 +252,7 @@ SERVICE = [
         ),
     ],
     [
-        panel(
-            "timeseries",
+        graph(
             "Refused requests",
             "pose_rejected_total by problem code. queue_full: add replicas; deadline_exceeded: the "
             "deadline is shorter than the wait; invalid_*: the client's fault.",
@@ -266,16 +260,14 @@ SERVICE = [
             query(f"sum by (code) (rate(pose_rejected_total{{{ONE}}}[{RATE}]))", "{{code}}"),
             stack=True,
         ),
-        panel(
-            "timeseries",
+        graph(
             "Dropped crops",
             "pose_dropped_crops_total. disconnect: clients left before their answer; deadline: it passed.",
             "short",
             query(f"sum by (reason) (rate(pose_dropped_crops_total{{{ONE}}}[{RATE}]))", "{{reason}}"),
             stack=True,
         ),
-        panel(
-            "timeseries",
+        graph(
             "People in a picture",
             "pose_people_per_image, pose_images_total. Its change changes the work of a picture.",
             "short",
@@ -291,8 +283,7 @@ SERVICE = [
 STAGES = [
     [row_for_each("stage")],
     [
-        panel(
-            "timeseries",
+        graph(
             "$stage: quantiles",
             "pose_stage_duration_seconds. What grows is where the time goes: queue: too few cores; decode: large photos; "
             "read: slow clients; infer and detect: cores that are shared or throttled.",
@@ -310,16 +301,14 @@ STAGES = [
 
 MACHINE = [
     [
-        panel(
-            "timeseries",
+        graph(
             "CPU",
             "process_cpu_seconds_total, cores used, against pose_lanes. At the line the replica is full.",
             "short",
             query(f'rate(process_cpu_seconds_total{{job="pose",{ONE}}}[{RATE}])', "{{instance}}"),
             query(f"pose_lanes{{{ONE}}}", "{{instance}} lanes"),
         ),
-        panel(
-            "timeseries",
+        graph(
             "Throttling",
             "pose_cpu_throttled_seconds_total. Over a tenth of a second a second: raise the quota to whole "
             "cores, or lower POSE_LANES.",
@@ -327,8 +316,7 @@ MACHINE = [
             query(f"rate(pose_cpu_throttled_seconds_total{{{ONE}}}[{RATE}])", "{{instance}}"),
             thresholds={None: "green", 0.1: "red"},
         ),
-        panel(
-            "timeseries",
+        graph(
             "Memory",
             "process_resident_memory_bytes against pose_memory_limit_bytes, past which the replica is killed. It should stay "
             "flat under load; a steady climb is a defect.",
@@ -338,24 +326,21 @@ MACHINE = [
         ),
     ],
     [
-        panel(
-            "timeseries",
+        graph(
             "Lanes at work",
             "pose_inference_seconds_total by network, against pose_lanes. At the line while crops wait: full.",
             "short",
             query(f"sum by (model) (rate(pose_inference_seconds_total{{{ONE}}}[{RATE}]))", "{{model}}"),
             query(f"sum(pose_lanes{{{ONE}}})", "lanes"),
         ),
-        panel(
-            "timeseries",
+        graph(
             "Lanes replaced",
             "pose_inference_workers_replaced_total. Any at all: the log tells which stood still or died.",
             "short",
             query(f"increase(pose_inference_workers_replaced_total{{{ONE}}}[{RATE}])", "{{instance}}"),
             thresholds={None: "green", 1: "red"},
         ),
-        panel(
-            "timeseries",
+        graph(
             "Open descriptors and connections",
             "process_open_fds, pose_http_connections, pose_http_requests_in_flight. "
             "Descriptors that climb without connections are a defect.",
@@ -372,8 +357,7 @@ MACHINE = [
             "short",
             f"sum by (le) (increase(pose_batch_crops_bucket{{{MODEL}}}[{RATE}]))",
         ),
-        panel(
-            "timeseries",
+        graph(
             "Pictures searched",
             "pose_searched_images_total: pictures without boxes, which the detector searches.",
             "short",
