@@ -65,13 +65,18 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, qua
     description = _toml(name, version, depth, graph, quarter_shift) + _golden(graph, quarter_shift)
     ModelDescription.model_validate(tomllib.loads(description))
     folder = store / name / version
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(graph)
-    (folder / "golden.png").write_bytes(_GOLDEN.read_bytes())
-    (folder / "model.toml").write_text(description)
+    write_model(folder, graph, _GOLDEN, description)
     PoseModel.load(folder)
     log.info("%s/%s: LPN-%d, %.1f MB, equal to PyTorch within %g", name, version, depth, len(graph) / 1e6, _TOLERANCE)
     return folder
+
+
+def write_model(folder: Path, graph: bytes, golden: Path, description: str) -> None:
+    """Write the files of a model that the service reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(graph)
+    (folder / "golden.png").write_bytes(golden.read_bytes())
+    (folder / "model.toml").write_text(description)
 
 
 def without_denormals(values: Tensor) -> Tensor:

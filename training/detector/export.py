@@ -22,7 +22,7 @@ from app.vision import detection
 from training.detector.augment import PAD
 from training.detector.network import MEAN, STD, STRIDES, PersonDetector, normalised
 from training.detector.train import SIDE
-from training.export import add_store_arguments, graph_of, halved_weights, patterns, without_denormals
+from training.export import add_store_arguments, graph_of, halved_weights, patterns, without_denormals, write_model
 
 log = logging.getLogger("export")
 
@@ -59,10 +59,7 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str) -> 
     description = _toml(name, version, graph) + _golden(graph)
     DetectorDescription.model_validate(tomllib.loads(description))
     folder = store / name / version
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(graph)
-    (folder / "golden.png").write_bytes(_GOLDEN.read_bytes())
-    (folder / "model.toml").write_text(description)
+    write_model(folder, graph, _GOLDEN, description)
     Detector.opened(load_model(folder), 1)
     log.info("%s/%s: %.1f MB, equal to PyTorch", name, version, len(graph) / 1e6)
     return folder
