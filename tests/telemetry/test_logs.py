@@ -36,21 +36,23 @@ def test_an_exception_is_one_field():
     assert "ValueError: two\nlines" in json.loads(text)["exception"]
 
 
-def test_every_logger_writes_json_lines_of_the_level_asked_for():
-    script = (
-        "import logging; from app.telemetry import logs; logs.configure('WARNING');"
-        "logging.getLogger('x').info('no'); logging.getLogger('x').warning('yes');"
-        "logging.getLogger('uvicorn.error').warning('no'); logging.getLogger('uvicorn.error').error('too')"
-    )
+def messages(script: str) -> list[str]:
+    """What the lines on standard error of a script say that has logging and logs at hand."""
+    script = f"import logging; from app.telemetry import logs; {script}"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert [json.loads(line)["message"] for line in ended.stderr.splitlines()] == ["yes", "too"]
+    return [json.loads(line)["message"] for line in ended.stderr.splitlines()]
+
+
+def test_every_logger_writes_json_lines_of_the_level_asked_for():
+    assert messages(
+        "logs.configure('WARNING'); logging.getLogger('x').info('no'); logging.getLogger('x').warning('yes');"
+        "logging.getLogger('uvicorn.error').warning('no'); logging.getLogger('uvicorn.error').error('too')"
+    ) == ["yes", "too"]
 
 
 def test_single_loggers_may_have_levels_of_their_own():
-    script = (
-        "import logging; from app.telemetry import logs; logs.configure('INFO,app.requests=ERROR,x.y=DEBUG');"
+    assert messages(
+        "logs.configure('INFO,app.requests=ERROR,x.y=DEBUG');"
         "logging.getLogger('app.requests').warning('no'); logging.getLogger('app').info('one');"
         "logging.getLogger('x.y').debug('two'); logging.getLogger('x').debug('no')"
-    )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert [json.loads(line)["message"] for line in ended.stderr.splitlines()] == ["one", "two"]
+    ) == ["one", "two"]
