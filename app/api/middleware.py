@@ -28,7 +28,7 @@ OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics"))
 class RequestContext:
     """Outermost: an id for each request, one log line, its metrics and Server-Timing, and an answer to every exception.
 
-    While the pipeline drains, answers close their connections.
+    HEAD is answered wherever GET is. While the pipeline drains, answers close their connections.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, pipeline: Pipeline) -> None:
@@ -41,6 +41,9 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        method = scope["method"]
+        if method == "HEAD":  # as GET; uvicorn leaves the body out
+            scope = scope | {"method": "GET"}
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
@@ -72,11 +75,13 @@ class RequestContext:
             _let_go(error)
         finally:
             self._metrics.in_flight.dec()
-            self._record(scope, status, time.perf_counter() - started, seconds, request_id)
+            self._record(scope, method, status, time.perf_counter() - started, seconds, request_id)
 
-    def _record(self, scope: Scope, status: int, total: float, seconds: dict[str, float], request_id: str) -> None:
+    def _record(
+        self, scope: Scope, method: str, status: int, total: float, seconds: dict[str, float], request_id: str
+    ) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = method if method in _METHODS else "other"
         self._metrics.requests.labels(route, method, status).inc()
         self._metrics.request_seconds.labels(route).observe(total)
         if seconds:

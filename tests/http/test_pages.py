@@ -51,6 +51,19 @@ def test_probes_answer(client):
     assert client.get("/readyz").json() == {"status": "ready"}
 
 
+@pytest.mark.parametrize("page", ["/livez", "/readyz", "/metrics", "/v1/models", "/v1/models/lpn50", "/openapi.json"])
+def test_head_is_get_without_the_body(client, page):
+    whole, head = client.get(page), client.head(page)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Type"] == whole.headers["Content-Type"]
+    assert "X-Request-ID" in head.headers
+
+
+def test_head_of_a_page_that_takes_only_posts_is_refused(client):
+    answer = client.head("/v1/pose")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+
+
 # Metrics
 
 SAMPLES = {
