@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from training.data import cached_people
+from training.detector.data import cached_photos
 from training.files import DataError
 from training.synthetic.__main__ import write_set
 from training.synthetic.assets import load_assets
@@ -59,6 +60,18 @@ def test_training_reads_the_set(studio, tmp_path):
         shown = joints[joints[:, 2] > 0, :2]
         assert (shown >= -0.5).all()
         assert (shown <= [image["width"], image["height"]]).all()
+
+
+def test_the_detectors_training_reads_the_same_set(studio, tmp_path):
+    written(studio, tmp_path, 6, 1)
+    content = json.loads((tmp_path / "rendered.json").read_text())
+    photos = cached_photos(tmp_path / "rendered.json", tmp_path / "cache", 4000)
+    assert [photo.shape[:2] for photo in photos] == [(image["height"], image["width"]) for image in content["images"]]
+    for number in range(len(photos)):
+        boxes, ignored = photos.labels(number)
+        people = [person["bbox"] for person in content["annotations"] if person["image_id"] == number]
+        np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], np.reshape(people, (-1, 4))[:, 2:], rtol=1e-5)
+        assert not ignored.any()
 
 
 def test_a_sheet_shows_the_labels(studio, tmp_path):
