@@ -43,7 +43,7 @@ class RequestContext:
         started = time.perf_counter()
         method = scope["method"]
         if method == "HEAD":  # as GET; uvicorn leaves the body out
-            scope = scope | {"method": "GET"}
+            scope = {**scope, "method": "GET"}
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})

@@ -150,10 +150,12 @@ def test_what_clients_make_up_makes_no_labels(client):
     for path in ("/made/up", "/v1/models/made-up"):
         client.get(path)
     client.request("PROPFIND", "/livez")
+    client.get("/openapi.json")
     metrics = client.get("/metrics").text
     assert "made" not in metrics
     assert "PROPFIND" not in metrics
     assert 'route="unmatched"' in metrics
+    assert 'route="/openapi.json"' in metrics
 
 
 # The document
