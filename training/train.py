@@ -26,6 +26,7 @@ from training.loss import heatmap_loss, target_heatmaps, trust_in
 from training.lpn import HEATMAP_STRIDE, LPN
 from training.pixels import normalised
 from training.plots import training_plot
+from training.precision import mixed_precision
 from training.schedule import Members, one_ahead
 from training.state import State
 from training.synthetic.studio import Studio
@@ -94,12 +95,12 @@ def losses_of(run: Run, model: LPN, stage: Stage) -> Losses:
 
     def loss_of(crops: Tensor, keypoints: Tensor, weights: Tensor) -> Tensor:
         pixels = normalised(crops)
-        with torch.autocast(run.device.type, torch.bfloat16):
+        with mixed_precision(run.device):
             heatmaps = model(pixels)
         targets = target_heatmaps(keypoints / HEATMAP_STRIDE, map_height, map_width, stage.sigma)
         loss = heatmap_loss(heatmaps.float(), targets, weights, stage.placement, stage.hardest)
         if teacher is not None and distillation is not None:
-            with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16):
+            with torch.no_grad(), mixed_precision(run.device):
                 taught = teacher(pixels).float()
             of_teacher = heatmap_loss(heatmaps.float(), taught, trust_in(taught), stage.placement)
             loss = (1 - distillation.share) * loss + distillation.share * of_teacher
@@ -119,7 +120,7 @@ def quick_check(model: LPN, people: People, height: int, device: torch.device) -
     for start in range(0, count, 64):
         members = [(0, index) for index in range(start, min(start + 64, count))]
         batch = augmented_batch([people], members, height, Augmentation.none(), np.random.default_rng(0))
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+        with torch.inference_mode(), mixed_precision(device):
             maps = model(normalised(torch.from_numpy(batch.crops).to(device))).float().cpu().numpy()
         found = heatmap.decode(maps, 160.0, False)[..., :2] * HEATMAP_STRIDE
         area = (height / 1.25) * (height * 0.75 / 1.25) * 0.55  # COCO's area of a person is about half the box's
