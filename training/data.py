@@ -106,7 +106,7 @@ def cached_people(annotation_file: Path, cache: Path, height: int) -> People:
     Raises DataError.
     """
     name = f"{annotation_file.parent.name}-{annotation_file.stem}-{height}"
-    return People(**cached(cache, name, lambda out: _write_people(annotation_file, height, out)))
+    return People(**cached(cache, name, annotation_file, lambda out: _write_people(annotation_file, height, out)))
 
 
 def gathered(cut_outs: list[tuple[npt.NDArray[np.uint8], dict[str, Any]]]) -> People:

@@ -221,6 +221,16 @@ def test_a_cache_without_its_end_is_named(data, tmp_path, monkeypatch):
     assert "train-drawn-64.npz and train-drawn-64.bin do not belong together" in _ended(data, tmp_path, monkeypatch)
 
 
+def test_a_cache_of_a_set_that_has_changed_is_made_anew(data, tmp_path):
+    shutil.copytree(data / "train", tmp_path / "train")
+    file = tmp_path / "train/drawn.json"
+    assert len(cached_people(file, tmp_path / "cache", 64)) == 6
+    content = json.loads(file.read_text())
+    content["annotations"] = content["annotations"][:2]
+    file.write_text(json.dumps(content))
+    assert len(cached_people(file, tmp_path / "cache", 64)) == 2
+
+
 def test_a_full_disk_is_told_and_leaves_the_file_that_was_there(tmp_path):
     file = tmp_path / "checkpoint.pth"
     write_whole(file, b"before")

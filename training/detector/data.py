@@ -43,7 +43,7 @@ def cached_photos(annotation_file: Path, cache: Path, side: int) -> Photos:
     Raises DataError that names what cannot be read.
     """
     name = f"photos-{annotation_file.parent.name}-{annotation_file.stem}-{side}"
-    return Photos(**cached(cache, name, lambda out: _write_photos(annotation_file, side, out)))
+    return Photos(**cached(cache, name, annotation_file, lambda out: _write_photos(annotation_file, side, out)))
 
 
 def is_ignored(annotation: dict[str, Any]) -> bool:
