@@ -26,7 +26,7 @@ from training.loss import heatmap_loss, target_heatmaps, trust_in
 from training.lpn import HEATMAP_STRIDE, LPN
 from training.pixels import normalised
 from training.plots import training_plot
-from training.precision import mixed_precision
+from training.precision import has_bfloat16
 from training.schedule import Members, one_ahead
 from training.state import State
 from training.synthetic.studio import Studio
@@ -92,21 +92,25 @@ def losses_of(run: Run, model: LPN, stage: Stage) -> Losses:
     distillation = run.config.distillation
     teacher = read_lpn(distillation.weights).to(run.device).eval().requires_grad_(False) if distillation else None
     map_height, map_width = stage.height // HEATMAP_STRIDE, stage.height * 3 // 4 // HEATMAP_STRIDE
+    mixed = has_bfloat16(run.device)  # asked here, since asking would break a compiled loss in two
 
     def loss_of(crops: Tensor, keypoints: Tensor, weights: Tensor) -> Tensor:
         pixels = normalised(crops)
-        with mixed_precision(run.device):
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=mixed):
             heatmaps = model(pixels)
         targets = target_heatmaps(keypoints / HEATMAP_STRIDE, map_height, map_width, stage.sigma)
         loss = heatmap_loss(heatmaps.float(), targets, weights, stage.placement, stage.hardest)
         if teacher is not None and distillation is not None:
-            with torch.no_grad(), mixed_precision(run.device):
+            with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=mixed):
                 taught = teacher(pixels).float()
             of_teacher = heatmap_loss(heatmaps.float(), taught, trust_in(taught), stage.placement)
             loss = (1 - distillation.share) * loss + distillation.share * of_teacher
         return loss
 
-    return torch.compile(loss_of) if run.compiled else loss_of
+    if not run.compiled:
+        return loss_of
+    torch.compiler.reset()  # or the second stage's sizes would make a graph of free sizes, which is slower
+    return torch.compile(loss_of, dynamic=False)
 
 
 def quick_check(model: LPN, people: People, height: int, device: torch.device) -> dict[str, float]:
@@ -120,7 +124,7 @@ def quick_check(model: LPN, people: People, height: int, device: torch.device) -
     for start in range(0, count, 64):
         members = [(0, index) for index in range(start, min(start + 64, count))]
         batch = augmented_batch([people], members, height, Augmentation.none(), np.random.default_rng(0))
-        with torch.inference_mode(), mixed_precision(device):
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
             maps = model(normalised(torch.from_numpy(batch.crops).to(device))).float().cpu().numpy()
         found = heatmap.decode(maps, 160.0, False)[..., :2] * HEATMAP_STRIDE
         area = (height / 1.25) * (height * 0.75 / 1.25) * 0.55  # COCO's area of a person is about half the box's

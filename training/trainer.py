@@ -14,7 +14,8 @@ import cv2
 import torch
 from torch import Tensor, nn
 
-from training.schedule import average, learning_rate, write_line
+from training.files import DataError
+from training.schedule import averaging, learning_rate, write_line
 from training.state import Network, State, resume, save
 from training.weights import write_content
 
@@ -101,11 +102,13 @@ class Trainer(Generic[Network, Batch]):
     def _train_stage(self, state: State[Network], place: Place) -> bool:
         plan = self.plan(state)
         state.model.train()
+        average = averaging(state.averaged, state.model)
         losses: list[dict[str, Tensor]] = []
         saved = reported = time.monotonic()
         first_reported = state.step
         while state.step < plan.steps:
             losses.append(_step(state, plan))
+            average(min(plan.kept, (1 + state.step) / (10 + state.step)))
             now, over = time.monotonic(), place.over
             if now - reported > _REPORT_SECONDS:
                 rate = (state.step - first_reported) * plan.batch / (now - reported)
@@ -115,6 +118,7 @@ class Trainer(Generic[Network, Batch]):
                 write_line(place.folder, line | {f"{self.unit}_per_second": round(rate, 1), "minutes_left": round(left, 1)})
                 losses, reported, first_reported = [], now, state.step
             if now - saved > _CHECKPOINT_SECONDS or over or state.step == plan.steps:
+                _check_numbers(state, place)
                 save(state, place.checkpoint)
                 write_line(place.folder, {"stage": state.stage, "step": state.step, **plan.check()})
                 saved = reported = time.monotonic()
@@ -135,8 +139,16 @@ def _step(state: State[Network], plan: Plan[Batch]) -> dict[str, Tensor]:
     nn.utils.clip_grad_norm_(state.model.parameters(), 10.0)
     state.optimizer.step()
     state.step += 1
-    average(state.averaged, state.model, min(plan.kept, (1 + state.step) / (10 + state.step)))
     return {name: loss.detach() for name, loss in losses.items()}
+
+
+def _check_numbers(state: State[Network], place: Place) -> None:
+    """Raise DataError where the weights are no numbers any more, before they take the last checkpoint's place."""
+    if not all(bool(parameter.isfinite().all()) for parameter in state.model.parameters()):
+        raise DataError(
+            f"{place.folder}: in stage {state.stage} the weights are no numbers any more at step {state.step}; "
+            f"{place.checkpoint.name}, if there is one, is from before; a lower learning rate may help"
+        )
 
 
 def training_parser(program: str, description: str, cache: str) -> argparse.ArgumentParser:

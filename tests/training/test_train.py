@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from training.files import DataError, write_whole
 from training.loss import heatmap_loss, target_heatmaps
 from training.lpn import LPN
 from training.schedule import epoch_order
-from training.train import main
+from training.train import Run, losses_of, main
+from training.trainer import Place
 
 CONFIG = """
 seed = 3
@@ -85,6 +87,14 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(data, tmp_path,
     for key, value in whole.items():
         torch.testing.assert_close(parts[key], value, rtol=0, atol=0)
     assert (tmp_path / "parts/log.jsonl").read_text().count('"oks"') >= 6
+
+
+def test_the_loss_compiles_into_one_graph():
+    stage = Config.model_validate(tomllib.loads(CONFIG)).stages[0]
+    run = Run(Config.model_validate(tomllib.loads(CONFIG)), Path(), Path(), Place(Path()), torch.device("cpu"), True, False)
+    loss_of = losses_of(run, LPN(50), stage)
+    crops = torch.zeros((2, 64, 48, 3), dtype=torch.uint8)
+    assert torch._dynamo.explain(loss_of)(crops, torch.zeros(2, 17, 2), torch.ones(2, 17)).graph_break_count == 0
 
 
 def test_a_run_starts_from_given_weights(data, tmp_path, monkeypatch):
@@ -229,6 +239,14 @@ def test_a_cache_of_a_set_that_has_changed_is_made_anew(data, tmp_path):
     content["annotations"] = content["annotations"][:2]
     file.write_text(json.dumps(content))
     assert len(cached_people(file, tmp_path / "cache", 64)) == 2
+
+
+def test_weights_that_are_no_numbers_end_the_run_and_leave_the_checkpoint(data, tmp_path, monkeypatch):
+    _run(data, tmp_path, monkeypatch, "run", "--minutes", "0.0001")
+    before = (tmp_path / "run/checkpoint.pth").read_bytes()
+    said = _ended(data, tmp_path, monkeypatch, config=CONFIG.replace("1e-3", "1e38"))
+    assert "the weights are no numbers any more at step 4" in said
+    assert (tmp_path / "run/checkpoint.pth").read_bytes() == before
 
 
 def test_a_full_disk_is_told_and_leaves_the_file_that_was_there(tmp_path):

@@ -21,7 +21,7 @@ from training.detector.data import Photos, cached_photos
 from training.detector.loss import detection_loss
 from training.detector.network import PersonDetector, cells, normalised
 from training.files import DataError
-from training.precision import mixed_precision
+from training.precision import has_bfloat16
 from training.schedule import one_ahead
 from training.state import State
 from training.trainer import Place, Plan, Trainer, place_of, prepare_training, training_parser
@@ -84,7 +84,7 @@ def batches(config: Config, sets: list[Photos], number: int, first: int) -> Iter
 
 def losses(model: PersonDetector, batch: Batch, device: torch.device) -> dict[str, Tensor]:
     """The losses of a batch, in mixed precision but for the boxes."""
-    with mixed_precision(device):
+    with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
         logits, boxes = model(normalised(torch.from_numpy(batch.pictures).to(device)))
     people, ignored = ([torch.from_numpy(places).to(device) for places in rows] for rows in (batch.people, batch.ignored))
     centres, strides = (values.to(device) for values in cells(*batch.pictures.shape[1:3]))
