@@ -39,9 +39,9 @@ class Pictures:
 def cached(folder: Path, name: str, source: Path, write: Callable[[BinaryIO], dict[str, Any]]) -> dict[str, Any]:
     """The fields of `Pictures`, and what else `write` gave, from `name`.npz and `name`.bin in a folder.
 
-    Where they are missing, or were made from another content of the file `source`, `write` puts the pixels of all pictures into
-    a stream and gives the other fields. Raises DataError where `source` cannot be read, or the two cannot be written or do not
-    belong together, and what `write` raises.
+    Where they are missing, or were made from another content of the file `source`, `write` puts the pixels of all pictures
+    into a stream and gives the other fields. Raises DataError where `source` cannot be read, or the two cannot be written or
+    do not belong together, and what `write` raises.
     """
     index_file, pixel_file = folder / f"{name}.npz", folder / f"{name}.bin"
     try:

@@ -70,6 +70,11 @@ class LightweightBottleneck(nn.Module):
         return functional.relu(y + shortcut)
 
 
+def takes_own_forms(x: Tensor) -> bool:
+    """Whether training computes `x` by the forms of convolutions below, and not by PyTorch's: measured for CPUs alone."""
+    return x.is_cpu
+
+
 class DepthwiseConv(nn.Conv2d):
     """3×3 depthwise convolution: [N, C, H, W] → [N, C, H/s, W/s].
 
@@ -81,7 +86,7 @@ class DepthwiseConv(nn.Conv2d):
         super().__init__(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.stride == (1, 1) or not self.training or not x.is_cpu:
+        if self.stride == (1, 1) or not self.training or not takes_own_forms(x):
             return super().forward(x)
         full = functional.conv2d(x, self.weight, padding=1, groups=self.groups)
         return full[:, :, :: self.stride[0], :: self.stride[1]].contiguous(memory_format=torch.channels_last)
@@ -100,7 +105,7 @@ class GroupedUpsampling(nn.ConvTranspose2d):
         self.register_buffer("phase_rows", torch.tensor([[3, 1, 4], [4, 2, 0]]), persistent=False)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if not self.training or not x.is_cpu or self.groups != self.out_channels:
+        if not self.training or not takes_own_forms(x) or self.groups != self.out_channels:
             return super().forward(x, output_size)
         n, channels, height, width = x.shape
         rows = self.get_buffer("phase_rows")
