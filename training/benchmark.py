@@ -29,7 +29,7 @@ def crops_per_second(device: torch.device, height: int, batch: int, steps: int) 
         squared.backward()
         optimizer.step()
         if step in (1, steps + 1):
-            loss += float(squared)  # waits for what an accelerator has not done yet
+            loss += float(squared.detach())  # waits for what an accelerator has not done yet
     return steps * batch / (time.perf_counter() - started)
 
 
