@@ -24,9 +24,12 @@ from app.inference.model_store import ModelDescription, ModelError, Name, Versio
 from app.inference.pose import PoseModel
 from app.inference.session import open_session
 from app.vision import heatmap
+from training.command import one_line_faults
+from training.files import write_whole
 from training.keypoints import MIRROR, NAMES, SKELETON
 from training.lpn import HEATMAP_STRIDE, LPN, depth_of
 from training.pixels import MEAN, STD, normalised
+from training.weights import read_lpn, write_content
 
 log = logging.getLogger("export")
 
@@ -72,11 +75,11 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, qua
 
 
 def write_model(folder: Path, graph: bytes, golden: Path, description: str) -> None:
-    """Write the files of a model that the service reads."""
+    """Write the files of a model that the service reads, each wholly or not at all. Raises DataError."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(graph)
-    (folder / "golden.png").write_bytes(golden.read_bytes())
-    (folder / "model.toml").write_text(description)
+    write_whole(folder / "model.onnx", graph)
+    write_whole(folder / "golden.png", golden.read_bytes())
+    write_whole(folder / "model.toml", description)
 
 
 def without_denormals(values: Tensor) -> Tensor:
@@ -213,10 +216,10 @@ def main() -> None:
     parser.add_argument("--quarter-shift", action="store_true", help="decode with the reference's quarter shift")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    weights = torch.load(arguments.weights, map_location="cpu", weights_only=True)
-    halved = halved_weights(weights)
-    folder = export(halved, arguments.store, arguments.name, arguments.version, arguments.quarter_shift)
-    torch.save(halved, folder / "weights.pth")
+    with one_line_faults():
+        halved = halved_weights(read_lpn(arguments.weights).state_dict())
+        folder = export(halved, arguments.store, arguments.name, arguments.version, arguments.quarter_shift)
+        write_content(folder / "weights.pth", halved)
 
 
 if __name__ == "__main__":

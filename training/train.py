@@ -183,8 +183,8 @@ def _plan(run: Run, state: State[LPN]) -> Plan[Step]:
 
 def _new_optimizer(model: LPN) -> torch.optim.Optimizer:
     """AdamW that does not decay norms and biases."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
+    decayed = [p for p in model.parameters() if p.ndim == 4]
+    plain = [p for p in model.parameters() if p.ndim != 4]
     groups = [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=1e-3, fused=True)
 

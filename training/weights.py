@@ -33,7 +33,7 @@ def write_content(file: Path, content: Any) -> None:
 
 def check_weights(weights: Any, attention: bool = True) -> Depth:
     """The depth of the LPN whose weights these are. Raises ValueError that says in one line why they are none."""
-    _check_table(weights)
+    check_table(weights)
     depth = depth_of(weights)
     check_tensors(weights, LPN(depth, attention=attention), f"an LPN-{depth}")
     return depth
@@ -41,7 +41,7 @@ def check_weights(weights: Any, attention: bool = True) -> Depth:
 
 def check_tensors(weights: Any, network: nn.Module, name: str) -> None:
     """Raise ValueError that says in one line why these are not the weights of a network, which `name` names."""
-    _check_table(weights)
+    check_table(weights)
     expected = network.state_dict()
     missing, strange = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing or strange:
@@ -52,7 +52,8 @@ def check_tensors(weights: Any, network: nn.Module, name: str) -> None:
             raise ValueError(f"{key} has the shape {list(weights[key].shape)} and not {list(tensor.shape)}")
 
 
-def _check_table(weights: Any) -> None:
+def check_table(weights: Any) -> None:
+    """Raise ValueError if these are no tensors by their names."""
     if not isinstance(weights, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
         raise ValueError("it is no table of named tensors")
 
@@ -65,7 +66,7 @@ def read_lpn(file: Path, depth: Depth | None = None, attention: bool = True) -> 
         if depth not in (None, found):
             raise ValueError(f"they are of an LPN-{found}, and an LPN-{depth} is asked for")  # noqa: TRY301
     except ValueError as error:
-        raise DataError(f"{file} holds no weights to start from: {error}") from error
+        raise DataError(f"{file} holds no weights that fit: {error}") from error
     model = LPN(found, attention=attention)
     model.load_state_dict(weights)
     return model

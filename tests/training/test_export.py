@@ -182,6 +182,17 @@ def test_a_name_that_the_store_does_not_take_is_refused_at_once(tmp_path, capsys
     assert not (tmp_path / "store").exists()
 
 
+def test_weights_of_another_kind_end_the_export_with_one_line(tmp_path, monkeypatch):
+    torch.save(LPN(50, keypoints=16).state_dict(), tmp_path / "sixteen.pth")
+    options = ["--name", "x", "--version", "1", "--store", str(tmp_path / "store")]
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "sixteen.pth"), *options])
+    with pytest.raises(
+        SystemExit, match=r"sixteen\.pth holds no weights that fit: final_layer\.\w+ has the shape \[16[^\n]*$"
+    ):
+        export_main()
+    assert not (tmp_path / "store").exists()
+
+
 def test_the_shipped_model_is_what_its_weights_give():
     folder = Path(__file__).parents[2] / "model_store/lpn50/1"
     weights = torch.load(folder / "weights.pth", weights_only=True)

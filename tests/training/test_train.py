@@ -186,14 +186,12 @@ def _ended(data, tmp_path, monkeypatch, *more, config=CONFIG):
 
 def test_weights_to_start_from_that_are_none_are_named(data, tmp_path, monkeypatch):
     file = tmp_path / "w.pth"
-    assert "w.pth holds no weights to start from: it cannot be read" in _ended(
-        data, tmp_path, monkeypatch, "--start", str(file)
-    )
+    assert "w.pth holds no weights that fit: it cannot be read" in _ended(data, tmp_path, monkeypatch, "--start", str(file))
     file.write_bytes(b"no weights")
-    assert "w.pth holds no weights to start from: PyTorch" in _ended(data, tmp_path, monkeypatch, "--start", str(file))
+    assert "w.pth holds no weights that fit: PyTorch" in _ended(data, tmp_path, monkeypatch, "--start", str(file))
     torch.save(LPN(101).state_dict(), file)
     said = _ended(data, tmp_path, monkeypatch, "--start", str(file))
-    assert "w.pth holds no weights to start from: they are of an LPN-101, and an LPN-50 is asked for" in said
+    assert "w.pth holds no weights that fit: they are of an LPN-101, and an LPN-50 is asked for" in said
 
 
 def test_a_checkpoint_of_another_depth_or_half_of_one_is_named_and_kept(data, tmp_path, monkeypatch):

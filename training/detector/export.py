@@ -19,10 +19,13 @@ from app.inference.detector import Detector
 from app.inference.model_store import DetectorDescription, ModelError, load_model
 from app.inference.session import open_session
 from app.vision import detection
+from training.command import one_line_faults
 from training.detector.augment import PAD
 from training.detector.network import MEAN, STD, STRIDES, PersonDetector, normalised
 from training.detector.train import SIDE
 from training.export import add_store_arguments, graph_of, halved_weights, patterns, without_denormals, write_model
+from training.files import DataError
+from training.weights import check_table, check_tensors, read_content, write_content
 
 log = logging.getLogger("export")
 
@@ -68,13 +71,12 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str) -> 
 def detector_of(weights: dict[str, Tensor]) -> PersonDetector:
     """The network with these weights, in evaluation mode. Raises ValueError for weights that are no detector's."""
     output = weights.get("outputs.0.weight")
-    if output is None:
-        raise ValueError("these are no weights of a person detector: there is no outputs.0.weight")
-    model = PersonDetector(output.shape[1]).eval()
-    try:
-        model.load_state_dict({key: without_denormals(value) for key, value in weights.items()})
-    except RuntimeError as error:
-        raise ValueError(f"these are no weights of a person detector: {error}") from error
+    if output is None or output.ndim != 4:
+        raise ValueError("these are no weights of a person detector: there is no convolution outputs.0.weight")
+    channels = output.shape[1]
+    model = PersonDetector(channels).eval()
+    check_tensors(weights, model, f"a detector of {channels} channels")
+    model.load_state_dict({key: without_denormals(value) for key, value in weights.items()})
     return model
 
 
@@ -141,10 +143,16 @@ def main() -> None:
     add_store_arguments(parser)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    content = torch.load(arguments.weights, map_location="cpu", weights_only=True)
-    halved = halved_weights(content.get("averaged", content))
-    folder = export(halved, arguments.store, arguments.name, arguments.version)
-    torch.save(halved, folder / "weights.pth")
+    with one_line_faults():
+        try:
+            content = read_content(arguments.weights)
+            weights = content.get("averaged", content) if isinstance(content, dict) else content  # of a checkpoint too
+            check_table(weights)
+            halved = halved_weights(weights)
+            folder = export(halved, arguments.store, arguments.name, arguments.version)
+        except ValueError as error:
+            raise DataError(f"{arguments.weights} makes no model: {error}") from error
+        write_content(folder / "weights.pth", halved)
 
 
 if __name__ == "__main__":

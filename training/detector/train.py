@@ -124,7 +124,7 @@ def train(run: Run, imagenet: Path | None, start: Path | None) -> bool:
             weights = read_content(start)
             check(weights)
         except ValueError as error:
-            raise DataError(f"{start} holds no weights to start from: {error}") from error
+            raise DataError(f"{start} holds no weights that fit: {error}") from error
         model.load_state_dict(weights)
     stages = run.config.stages
     trainer: Trainer[PersonDetector, Batch] = Trainer(

@@ -1,5 +1,7 @@
 """Weights → a detector of the store → the same boxes, through the service's own code."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from app.inference.detector import Detector
 from app.inference.model_store import load_model
 from app.inference.session import open_session
 from training.detector.export import PixelsToBoxes, detector_of, export
+from training.detector.export import main as export_main
 from training.detector.network import PersonDetector
 from training.export import halved_weights
 
@@ -50,3 +53,21 @@ def test_other_weights_are_refused_and_nothing_is_written(weights, tmp_path):
     with pytest.raises(ValueError, match=r"pyramid\.lateral\.0\.0\.weight"):
         export({k: v for k, v in weights.items() if k != "pyramid.lateral.0.0.weight"}, tmp_path, "person-det", "1")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (5, "it is no table of named tensors"),
+        ({"outputs.0.weight": torch.zeros(1)}, "these are no weights of a person detector"),
+        ({"conv1.weight": torch.zeros(1)}, "these are no weights of a person detector"),
+    ],
+)
+def test_a_file_of_another_kind_ends_the_command_with_one_line(tmp_path, monkeypatch, content, why):
+    torch.save(content, tmp_path / "w.pth")
+    monkeypatch.setattr(
+        sys, "argv", ["x", str(tmp_path / "w.pth"), "--name", "x", "--version", "1", "--store", str(tmp_path / "store")]
+    )
+    with pytest.raises(SystemExit, match=rf"w\.pth makes no model: {why}[^\n]*$"):
+        export_main()
+    assert not (tmp_path / "store").exists()

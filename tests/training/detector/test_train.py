@@ -76,7 +76,7 @@ def test_a_config_with_an_unknown_key_is_refused(tmp_path):
 def test_a_file_of_other_weights_is_named(data, tmp_path, monkeypatch):
     file = tmp_path / "w.pth"
     torch.save({"stem.weight": torch.zeros(1)}, file)
-    with pytest.raises(SystemExit, match=r"w.pth holds no weights to start from: of a detector of 16 channels, \d+ tensors"):
+    with pytest.raises(SystemExit, match=r"w.pth holds no weights that fit: of a detector of 16 channels, \d+ tensors"):
         _run(data, tmp_path, monkeypatch, "run", "--start", str(file))
     with pytest.raises(SystemExit, match=r"w.pth is not EfficientNet-Lite0's: "):
         _run(data, tmp_path, monkeypatch, "run", "--imagenet", str(file))
