@@ -15,8 +15,13 @@ def main() -> int:
     """Serve until a signal; 0 after a clean stop, 1 with one clear line where the service cannot start."""
     from pydantic import ValidationError
 
-    from app.settings import Settings
+    from app.settings import Settings, strange_settings
 
+    strange = strange_settings(os.environ)
+    for name in strange:
+        print(f"{name}: there is no such setting", file=sys.stderr)
+    if strange:
+        return 1
     try:
         settings = Settings()
     except ValidationError as error:

@@ -39,5 +39,6 @@ async def metrics(request: Request) -> Response:
     table: Metrics = request.app.state.metrics
     pipeline: Pipeline = request.app.state.pipeline
     pipeline.tell_throttling()
+    table.ready.set(pipeline.why_not_ready is None and not pipeline.draining)
     encoder, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encoder(table.registry), headers={"Content-Type": content_type})

@@ -216,7 +216,9 @@ class Pipeline:
             async with asyncio.timeout_at(task.deadline):
                 found, search = await self._search(task)
                 room.resize(max(1, sum(len(found[n].people if n in found else known[n]) for n in pictures)))
-                prepared = await self._on_picture_threads(lambda n: self._prepare(task, n, model, found.get(n)), pictures)
+                prepared, wait = await self._on_picture_threads(
+                    lambda n: self._prepare(task, n, model, found.get(n)), pictures
+                )
             crops = np.concatenate([picture.crops.pixels for picture in prepared])
             network = model.with_flip_test if task.flip_test else model.plain
             ticket = await self.scheduler.run(network, crops, task.deadline, room)
@@ -227,7 +229,7 @@ class Pipeline:
         seconds = {
             "decode": search.get("decode", 0.0) + sum(picture.decode_seconds for picture in prepared),
             "crop": sum(picture.crop_seconds for picture in prepared),
-            "queue": search.get("queue", 0.0) + ticket.queue_seconds,
+            "queue": search.get("queue", 0.0) + wait + ticket.queue_seconds,
             "infer": ticket.infer_seconds,
             "keypoints": ticket.keypoint_seconds,
         }
@@ -239,7 +241,7 @@ class Pipeline:
         They are decoded again, on a picture thread: kept from the first time, those of all waiting requests would be.
         """
         most = self._settings.max_image_pixels
-        (made,) = await self._on_picture_threads(lambda _: work(image.decode(data, most)), [0])
+        (made,), _ = await self._on_picture_threads(lambda _: work(image.decode(data, most)), [0])
         return made
 
     async def _search(self, task: PoseTask) -> tuple[dict[int, _Found], dict[str, float]]:
@@ -250,7 +252,7 @@ class Pipeline:
         detector = self.detector
         if detector is None:
             raise NoDetector
-        overviews = await self._on_picture_threads(lambda n: self._overview(task, n, detector), numbers)
+        overviews, wait = await self._on_picture_threads(lambda n: self._overview(task, n, detector), numbers)
         letterboxes = np.stack([overview.letterbox.pixels for overview in overviews])
         ticket = await self.scheduler.run(detector.network, letterboxes, task.deadline)
         rows = [values for values in ticket.results if values is not None]
@@ -258,16 +260,26 @@ class Pipeline:
         seconds = {
             "decode": sum(overview.decode_seconds for overview in overviews),
             "detect": sum(o.letterbox_seconds for o in overviews) + ticket.infer_seconds + ticket.keypoint_seconds,
-            "queue": ticket.queue_seconds,
+            "queue": wait + ticket.queue_seconds,
         }
         return dict(zip(numbers, map(_Found, people, overviews), strict=True)), seconds
 
-    async def _on_picture_threads(self, work: Callable[[int], T], numbers: Sequence[int]) -> list[T]:
-        """What `work` makes of each number, on the picture threads; once one fails, those that wait are dropped."""
+    async def _on_picture_threads(self, work: Callable[[int], T], numbers: Sequence[int]) -> tuple[list[T], float]:
+        """What `work` makes of each number, on the picture threads, and the seconds until the first was begun.
+
+        Once one fails, those that wait are dropped.
+        """
+        asked = time.perf_counter()
+        waits: list[float] = []
+
+        def timed(number: int) -> T:
+            waits.append(time.perf_counter() - asked)
+            return work(number)
+
         loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._picture_threads, work, number) for number in numbers]
+        jobs = [loop.run_in_executor(self._picture_threads, timed, number) for number in numbers]
         try:
-            return await asyncio.gather(*jobs)
+            return await asyncio.gather(*jobs), min(waits, default=0.0)
         except BaseException:
             for job in jobs:
                 job.cancel()

@@ -130,7 +130,7 @@ class Room:
         self._hold(max(0, self.crops - crops))
 
     def _hold(self, crops: int) -> None:
-        self._scheduler.admitted += crops - self.crops
+        self._scheduler.hold(crops - self.crops)
         self.crops = crops
 
 
@@ -187,6 +187,11 @@ class Scheduler:
             yield room
         finally:
             room.give_back(room.crops)
+
+    def hold(self, crops: int) -> None:
+        """Count so many crops more (or less) as admitted."""
+        self.admitted += crops
+        self._metrics.admitted_crops.set(self.admitted)
 
     async def run(self, network: Network, crops: npt.NDArray[np.uint8], deadline: float, room: Room | None = None) -> Ticket:
         """Run a network on crops [N, …] and give the finished ticket, whose results are in order.

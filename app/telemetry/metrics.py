@@ -37,6 +37,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.ready = Gauge("pose_ready", "1 where the service takes work, as /readyz tells.", registry=registry)
         self.connections = Gauge("pose_http_connections", "Open connections.", registry=registry)
         self.images = Counter("pose_images", "Pictures answered.", registry=registry)
         self.crops = Counter("pose_crops", "Crops that a network has run on.", ("model",), registry=registry)
@@ -57,7 +58,12 @@ class Metrics:
             registry=registry,
         )
         self.queue_crops = Gauge("pose_queue_crops", "Crops that wait for a lane.", registry=registry)
-        self.queue_limit = Gauge("pose_queue_limit_crops", "Crops that may wait or run at once.", registry=registry)
+        self.admitted_crops = Gauge(
+            "pose_admitted_crops",
+            "Crops that hold room in the queue: of pictures being decoded, waiting or running.",
+            registry=registry,
+        )
+        self.queue_limit = Gauge("pose_queue_limit_crops", "Crops that may hold room in the queue.", registry=registry)
         self.lanes = Gauge("pose_lanes", "Threads that run networks, one a core.", registry=registry)
         self.cpu_throttled = Counter(
             "pose_cpu_throttled_seconds", "Seconds that the cgroup's CPU quota has stopped its threads.", registry=registry

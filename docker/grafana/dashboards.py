@@ -14,7 +14,12 @@ Panel = dict[str, Any]
 
 
 def query(expr: str, legend: str = "", kind: str = "time_series") -> Panel:
-    return {"expr": expr, "legendFormat": legend, "format": kind, "datasource": {"type": "prometheus", "uid": "prometheus"}}
+    return {
+        "expr": expr,
+        "legendFormat": legend,
+        "format": kind,
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
+    }
 
 
 def panel(kind: str, title: str, description: str, unit: str, *queries: Panel, **more: Any) -> Panel:
@@ -39,7 +44,7 @@ def panel(kind: str, title: str, description: str, unit: str, *queries: Panel, *
         "type": kind,
         "title": title,
         "description": description,
-        "datasource": {"type": "prometheus", "uid": "prometheus"},
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
         "targets": [{**each, "refId": chr(65 + i)} for i, each in enumerate(queries)],
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": more.get("options", {}),
@@ -95,7 +100,7 @@ def dashboard(uid: str, title: str, panels: list[Panel], **more: str) -> Panel:
         return {
             "name": name,
             "type": "query",
-            "datasource": {"type": "prometheus", "uid": "prometheus"},
+            "datasource": {"type": "prometheus", "uid": "${datasource}"},
             "query": {"query": of, "refId": "A"},
             "refresh": 2,
             "includeAll": True,
@@ -118,6 +123,7 @@ def dashboard(uid: str, title: str, panels: list[Panel], **more: str) -> Panel:
         ],
         "templating": {
             "list": [
+                {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Prometheus"},
                 variable("instance", 'label_values(up{job="pose"}, instance)'),
                 variable("model", "label_values(pose_crops_total, model)"),
                 *(variable(name, of) for name, of in more.items()),
@@ -129,7 +135,7 @@ def dashboard(uid: str, title: str, panels: list[Panel], **more: str) -> Panel:
 
 CROPS = f"sum(rate(pose_crops_total{{{MODEL}}}[{RATE}]))"
 REQUESTS = f"sum(rate(pose_http_requests_total{{{POSE}}}[{RATE}]))"
-FAULTS = f'(sum(rate(pose_http_requests_total{{{POSE},status=~"5.."}}[{RATE}])) or vector(0)) / ({REQUESTS} > 0)'
+FAULTS = f'(sum(rate(pose_http_requests_total{{{POSE},status=~"500|503"}}[{RATE}])) or vector(0)) / ({REQUESTS} > 0)'
 WITHIN = (
     f'sum(rate(pose_http_request_duration_seconds_bucket{{{POSE},le="1.0"}}[{RATE}])) / '
     f"(sum(rate(pose_http_request_duration_seconds_count{{{POSE}}}[{RATE}])) > 0)"
@@ -145,7 +151,7 @@ SERVICE = [
             query(CROPS),
         ),
         stat(
-            "Faults (5xx)",
+            "Faults (500, 503)",
             "pose_http_requests_total by status. Red: over the objective's 0.5 %; see Refused requests and the "
             "log lines of level error.",
             "percentunit",
@@ -174,27 +180,27 @@ SERVICE = [
             thresholds={None: "red", 1: "green"},
         ),
         stat(
-            "Crops waiting",
-            "pose_queue_crops against pose_queue_limit_crops. Red: over 80 % of the queue; clients are about to "
+            "Room taken",
+            "pose_admitted_crops against pose_queue_limit_crops. Red: over 80 % of the queue's room; clients are about to "
             "be refused: add replicas or cores.",
             "percentunit",
-            query(f"sum(pose_queue_crops{{{ONE}}}) / sum(pose_queue_limit_crops{{{ONE}}})"),
+            query(f"sum(pose_admitted_crops{{{ONE}}}) / sum(pose_queue_limit_crops{{{ONE}}})"),
             thresholds={None: "green", 0.5: "yellow", 0.8: "red"},
         ),
     ],
     [
         graph(
             "Requests by status",
-            "pose_http_requests_total. 4xx are the clients' faults, 5xx the service's.",
+            "pose_http_requests_total. 4xx are the clients' faults, 500 and 503 the service's; 504: a deadline passed.",
             "reqps",
             query(f"sum by (status) (rate(pose_http_requests_total{{{POSE}}}[{RATE}]))", "{{status}}"),
             stack=True,
         ),
         graph(
-            "Faults (5xx)",
+            "Faults (500, 503)",
             "pose_http_requests_total. Over the line the month's budget burns: the log tells why.",
             "percentunit",
-            query(FAULTS, "share of 5xx"),
+            query(FAULTS, "share of 500, 503"),
             thresholds={None: "green", 0.005: "red"},
         ),
         graph(
@@ -239,9 +245,11 @@ SERVICE = [
         ),
         graph(
             "Crops waiting",
-            "pose_queue_crops. What waits longer than a deadline is dropped: add replicas or cores.",
+            "pose_queue_crops, of pose_admitted_crops: the others' pictures are being decoded or searched, or they run. "
+            "What waits longer than a deadline is dropped: add replicas or cores.",
             "short",
             query(f"sum by (instance) (pose_queue_crops{{{ONE}}})", "{{instance}}"),
+            query(f"sum by (instance) (pose_admitted_crops{{{ONE}}})", "{{instance}} admitted"),
         ),
         graph(
             "Wait for a lane",
@@ -310,10 +318,10 @@ MACHINE = [
         ),
         graph(
             "Throttling",
-            "pose_cpu_throttled_seconds_total. Over a tenth of a second a second: raise the quota to whole "
-            "cores, or lower POSE_LANES.",
-            "s",
-            query(f"rate(pose_cpu_throttled_seconds_total{{{ONE}}}[{RATE}])", "{{instance}}"),
+            "pose_cpu_throttled_seconds_total, a lane of pose_lanes. Over a tenth: raise the quota to whole cores, or lower "
+            "POSE_LANES.",
+            "percentunit",
+            query(f"rate(pose_cpu_throttled_seconds_total{{{ONE}}}[{RATE}]) / pose_lanes", "{{instance}}"),
             thresholds={None: "green", 0.1: "red"},
         ),
         graph(

@@ -1,11 +1,17 @@
 """What Docker, nginx, Compose and Kubernetes are told fits the service's settings, and keeps containers within bounds."""
 
+import contextlib
+import http.client
 import importlib.util
+import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,21 +77,21 @@ def test_a_service_is_kept_within_bounds(name):
     assert name in ("pose", "replica") or not service["image"].endswith(":latest")
 
 
-def test_only_the_api_is_published_beyond_this_machine():
+def test_nothing_is_published_beyond_this_machine_unless_it_is_asked_for():
     for name, service in SERVICES.items():
         for port in service.get("ports", []):
-            assert port.startswith("127.0.0.1:") or name in ("pose", "nginx")
+            assert port.startswith("127.0.0.1:") or (
+                name in ("pose", "nginx") and port.startswith("${POSE_ADDRESS:-127.0.0.1}:")
+            )
 
 
 def test_the_drain_fits_into_the_time_to_stop():
     assert seconds(SERVICES["pose"]["stop_grace_period"]) > default("drain_s") + LAST_REQUESTS_SECONDS
 
 
-def test_compose_hands_on_the_defaults():
-    for name, value in SERVICES["pose"]["environment"].items():
-        if name != "POSE_API_KEYS":
-            told = re.fullmatch(rf"\$\{{{name}:?-(.*)\}}", value)[1]
-            assert told == str(default(name.removeprefix("POSE_").lower()))
+def test_compose_hands_on_every_setting_that_is_not_the_containers_own():
+    own = {"host", "port", "model_store", "drain_s"}
+    assert set(SERVICES["pose"]["environment"]) == {f"POSE_{name.upper()}" for name in Settings.model_fields.keys() - own}
 
 
 def test_prometheus_looks_for_every_service_of_the_image():
@@ -96,7 +102,7 @@ def test_prometheus_looks_for_every_service_of_the_image():
 
 def test_grafana_finds_what_the_dashboards_name():
     (source,) = yaml.safe_load((ROOT / "docker/grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
-    assert (source["uid"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    assert (source["isDefault"], source["url"]) == (True, "http://prometheus:9090")
     (provider,) = yaml.safe_load((ROOT / "docker/grafana/provisioning/dashboards/pose.yml").read_text())["providers"]
     folders = [volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"]]
     assert ["./docker/grafana/dashboards", provider["options"]["path"]] in folders
@@ -120,6 +126,49 @@ def test_nginx_has_the_limits_of_the_service():
 
 def test_nginx_asks_another_replica_though_it_is_a_post():
     assert {"error", "timeout", "http_503", "http_429", "non_idempotent"} <= set(directive("proxy_next_upstream").split())
+
+
+@pytest.fixture(scope="module")
+def nginx(tmp_path_factory) -> Iterator[int]:
+    """The port of an nginx with our configuration and no replica."""
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is not on the PATH")
+    folder = tmp_path_factory.mktemp("nginx")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    ours = NGINX.replace("listen 8080", f"listen 127.0.0.1:{port}").replace("/tmp/", f"{folder}/")
+    (folder / "nginx.conf").write_text(ours.replace("$replica replica;", "$replica 127.0.0.2;"))  # where nobody listens
+    running = subprocess.Popen(["nginx", "-p", folder, "-c", folder / "nginx.conf", "-g", "daemon off;"])
+    for _ in range(100):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.1)
+    yield port
+    running.terminate()
+    running.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 404, "not_found"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", 503, "not_ready"),
+        (b"POST /v1/pose HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", 413, "body_too_large"),
+        (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 400, "malformed_body"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 40_000 + b"\r\n\r\n", 400, "malformed_body"),
+        (b"rubbish\r\n\r\n", 400, "malformed_body"),
+    ],
+)
+def test_what_nginx_refuses_is_a_problem(nginx, head, status, code):
+    with socket.create_connection(("127.0.0.1", nginx), timeout=10) as connection:
+        connection.sendall(head)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        problem = json.loads(answer.read())
+    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    assert (problem["status"], problem["type"]) == (status, f"/problems/{code}")
+    assert problem["request_id"] == answer.headers["X-Request-ID"]
+    assert (answer.headers["Retry-After"] is None) == (status != 503)
 
 
 # Kubernetes

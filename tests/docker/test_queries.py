@@ -51,7 +51,12 @@ def told() -> set[str]:
     for metric in METRICS:
         for family in metric.describe():
             names |= {family.name + suffix for suffix in kinds[family.type]}
-    return names | {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"}
+    return names | {
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "process_start_time_seconds",
+    }
 
 
 def test_dashboards_are_those_that_the_script_writes(tmp_path, monkeypatch):
@@ -85,7 +90,7 @@ def test_a_query_asks_for_labels_that_there_are(where, expression):
 def test_a_panel_names_its_metric_and_says_what_it_means(dashboard, panel):
     assert re.search(r"\b(pose|process)_\w+|\bup\b", panel["description"]), panel["title"]
     assert panel["fieldConfig"]["defaults"]["noValue"] == "no traffic"
-    assert {target["datasource"]["uid"] for target in panel["targets"]} == {"prometheus"}
+    assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
 
 
 def test_single_figures_are_of_this_moment():
@@ -99,7 +104,7 @@ def test_dashboards_link_to_each_other_and_choose_instances_and_models():
         board = json.loads(file.read_text())
         assert board["links"][0]["tags"] == board["tags"] == ["pose"]
         variables = {variable["name"] for variable in board["templating"]["list"]}
-        assert variables >= {"instance", "model"}
+        assert variables >= {"datasource", "instance", "model"}
         assert set(re.findall(r"\$([a-z]+)", json.dumps(board["panels"]))) <= variables
 
 

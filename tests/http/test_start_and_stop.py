@@ -63,6 +63,11 @@ def test_every_wrong_setting_is_told():
     assert {line.split(":")[0] for line in said} == {"POSE_PORT", "POSE_LANES"}
 
 
+def test_a_setting_that_there_is_not_is_told_for_a_misspelt_key_would_open_the_service():
+    assert refusal(api_key="secret") == "POSE_API_KEY: there is no such setting\n"
+    assert refusal(api_key="secret", lane="2").count("\n") == 2
+
+
 def test_a_port_that_is_taken_is_told_in_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
