@@ -57,8 +57,8 @@ def people_of(model: PoseModel, annotation_file: Path, image_folder: Path | None
             people, model.to_picture(cells, crops), on_crops, crops.pixels, strict=True
         ):
             labels = np.array(person["keypoints"], np.float64).reshape(-1, 3)
-            drawn = drawing.draw_people(pixels, on_crop[None], joints.skeleton, joints.names, joints.threshold)
-            kept.append(Person(similarity(found[:, :2], labels, person["area"]), drawn))
+            drawing.draw_people(pixels, on_crop[None], joints.skeleton, joints.names, joints.threshold)
+            kept.append(Person(similarity(found[:, :2], labels, person["area"]), pixels))
         kept.sort(key=lambda each: -each.similarity)
         if len(kept) > 2 * _EACH:
             kept = kept[:_EACH] + kept[-_EACH:]

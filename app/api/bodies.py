@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -23,7 +24,29 @@ from app.settings import Settings
 
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream")
 _FORM_FIELDS = 32
+_FIELD_BYTES = 2**20  # of a form's field: 1,600 boxes of long numbers are a tenth of it
+_JSON_TOKENS = 200_000  # brackets and commas; 1,600 boxes are 8,000, and a small body of more makes objects without number
 _TOLD_ERRORS, _TOLD_CHARACTERS = 20, 80  # of what a client made up: an answer stays small
+_WISHES = {  # pydantic's kind of error → what it must be, in our words
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than_equal": "{ge} or more",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
+    "int_type": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_type": "an object",
+    "string_too_long": "of {max_length} characters at most",
+    "string_type": "a text",
+    "too_short": "a list of one picture or more",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +135,7 @@ async def _parsed_form(request: Request, settings: Settings) -> FormData:
         request.stream(),
         max_files=10 * settings.max_images,
         max_fields=_FORM_FIELDS,
-        max_part_size=settings.max_body_bytes,
+        max_part_size=_FIELD_BYTES,
     )
     parser.spool_max_size = settings.max_body_bytes  # parts stay in memory: the body is limited already
     try:
@@ -120,6 +143,8 @@ async def _parsed_form(request: Request, settings: Settings) -> FormData:
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
         if "Too many files" in str(error):
             raise _too_many_images(f"more than {10 * settings.max_images}", settings) from error
+        if "maximum size" in str(error):
+            raise Problem("malformed_body", f"A field of the form has over {_FIELD_BYTES:,} bytes.") from error
         raise Problem("malformed_body", "The body is not valid multipart/form-data, or its boundary is missing.") from error
     if not parser.ended:
         await form.close()
@@ -127,16 +152,27 @@ async def _parsed_form(request: Request, settings: Settings) -> FormData:
     return form
 
 
-def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRequest:
+def _json_object(body: bytes) -> dict[str, Any]:
+    if body.count(b",") + body.count(b"[") + body.count(b"{") > _JSON_TOKENS:
+        raise Problem("malformed_body", f"The body holds over {_JSON_TOKENS:,} brackets and commas.")
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Problem("malformed_body", f"The body is not valid JSON (line {error.lineno}, column {error.colno}).") from error
     if not isinstance(content, dict):
         raise Problem("malformed_body", "The body must be a JSON object with a list named images.")
+    return content
+
+
+def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRequest:
+    content = _json_object(body)
+    _refuse_strangers(content, JsonBody, ())
     images = content.get("images")
     if isinstance(images, list):
         _check_count(len(images), settings)
+        for number, picture in enumerate(images):
+            if isinstance(picture, dict):
+                _refuse_strangers(picture, JsonImage, ("images", number))
     repeated = query.keys() & content.keys()
     if repeated:
         raise at("invalid_option", ("query", min(repeated)), "is given in the body as well")
@@ -146,7 +182,7 @@ def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRe
     try:
         parsed = JsonBody.model_validate(content, strict=True)  # true is no number, and "yes" is not true
     except ValidationError as error:
-        raise _validation_problem(error) from error
+        raise _of_errors([_told(found) for found in error.errors()]) from error
     pictures = [_json_picture(number, picture, settings) for number, picture in enumerate(parsed.images)]
     if len({picture.id for picture in pictures}) < len(pictures):
         raise at("invalid_option", ("images",), "must have ids that differ")
@@ -242,21 +278,34 @@ def _single_values(items: Sequence[tuple[str, str]], where: str) -> dict[str, st
 
 
 def _options(values: Mapping[str, str], where: str) -> Options:
+    _refuse_strangers(values, Options, (where,))
     try:
         return Options.model_validate(values)
     except ValidationError as error:
-        raise _validation_problem(error, where) from error
+        raise _of_errors([_told(found, where) for found in error.errors()]) from error
 
 
-def _validation_problem(error: ValidationError, *where: str) -> Problem:
-    known = ", ".join((*(("boxes",) if where else ()), *Options.model_fields))
-    errors = []
-    for found in error.errors()[:_TOLD_ERRORS]:
-        unknown = found["type"] == "extra_forbidden"
-        message = f"is not known; the options are {known}" if unknown else f"is wrong: {found['msg']}"
-        loc = (part if isinstance(part, int) else part[:_TOLD_CHARACTERS] for part in found["loc"])
-        errors.append(FieldError((*where, *loc), message))
-    return Problem("invalid_option", f"{'.'.join(map(str, errors[0].loc))} {errors[0].msg}.", errors)
+def _refuse_strangers(values: Mapping[str, Any], known: type[BaseModel], where: Location) -> None:
+    """Raise Problem for names that `known` has not, before pydantic makes an error of each: there may be many thousand."""
+    strangers = [name for name in values if name not in known.model_fields]
+    if strangers:
+        names = ", ".join((*known.model_fields, *(("boxes",) if known is Options else ())))
+        told = [FieldError((*where, name[:_TOLD_CHARACTERS]), f"is not known; there are {names}") for name in strangers]
+        raise _of_errors(told)
+
+
+def _told(found: ErrorDetails, *where: str) -> FieldError:
+    """What pydantic found, in our words."""
+    loc = (*where, *found["loc"])
+    if found["type"] == "missing":
+        return FieldError(loc, "is missing")
+    value = orjson.dumps(found["input"], default=str).decode() if isinstance(found["input"], str | float | int) else ""
+    wish = _WISHES.get(found["type"], "of another form").format(**found.get("ctx", {}))
+    return FieldError(loc, f"must be {wish}" + (f"; it is {value[:_TOLD_CHARACTERS]}" if value else ""))
+
+
+def _of_errors(errors: Sequence[FieldError]) -> Problem:
+    return Problem("invalid_option", f"{'.'.join(map(str, errors[0].loc))} {errors[0].msg}.", errors[:_TOLD_ERRORS])
 
 
 def _check_limits(options: Options, settings: Settings) -> None:

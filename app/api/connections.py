@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.api.problems import Problem, render
 from app.inference.pipeline import Pipeline
@@ -24,6 +24,7 @@ from app.telemetry.metrics import Metrics
 log = logging.getLogger("app.requests")
 
 _HEAD_BYTES = 65_536
+_SENT_AHEAD = 64  # requests on a connection that wait for the answers before them: one read may hold thousands
 # Clients that would rather speak HTTP/2 (Java's, curl --http2) offer it with every request. httptools takes what follows such
 # a head, the body, for bytes of that protocol and then for another request.
 _OFFER = re.compile(rb"(?i)\r\nUpgrade:")
@@ -34,6 +35,7 @@ class Connection(HttpToolsProtocol):
     """A connection within the limits of the settings: bind those and the metrics, and give it to uvicorn as `http`."""
 
     _waits_for: asyncio.TimerHandle | None = None  # the client's next step
+    _answering: RequestResponseCycle | None = None
     _unread: asyncio.TimerHandle | None = None  # the client's reading of its answer
     _head_bytes = 0  # of the request that is being read; 0 between requests
     _head_complete = False
@@ -57,10 +59,18 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.pipeline.clear()
+        if self._answering is not None:  # uvicorn tells the request that was read last, which may wait behind this one
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         self._expect(None)
         if self._unread is not None:
             self._unread.cancel()
         self.metrics.connections.set(len(self.connections))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -68,18 +78,23 @@ class Connection(HttpToolsProtocol):
         if self._head_complete:
             self._framing_bytes += len(data)
         else:
-            self._head_bytes += len(data)
             head, end, rest = data.partition(b"\r\n\r\n")
+            if end and self._head_bytes + len(head) > _HEAD_BYTES:
+                self._refuse_head()
+                return
+            self._head_bytes += len(data)
             data = _OFFER.sub(b"\r\nRefused-Upgrade:", head) + end + rest
         super().data_received(data)
         if self.transport.is_closing():
             return
         if not self._head_complete and self._head_bytes > _HEAD_BYTES:
-            self._refuse(Problem("malformed_body", f"The request's head has over {_HEAD_BYTES:,} bytes."))
+            self._refuse_head()
         elif self._head_complete and self._framing_bytes > _HEAD_BYTES:
             self._refuse(Problem("malformed_body", f"The body has over {_HEAD_BYTES:,} bytes without any content."))
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= _SENT_AHEAD:
+            raise ValueError("too many requests sent ahead")  # the parser stops, and tells it as what is not HTTP
         super().on_message_begin()
         self._head_complete, self._body_complete = False, False
         self._expect(self._give_up_head)
@@ -145,7 +160,13 @@ class Connection(HttpToolsProtocol):
         return bool(unseen.poll(0))
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own words
+        if len(self.pipeline) >= _SENT_AHEAD:
+            self.transport.close()  # whose answers would come before a refusal
+            return
         self._refuse(Problem("malformed_body", "The bytes on this connection are not HTTP/1.1."))
+
+    def _refuse_head(self) -> None:
+        self._refuse(Problem("malformed_body", f"The request's head has over {_HEAD_BYTES:,} bytes."))
 
     def _expect(self, otherwise: Callable[[], object] | None) -> None:
         """Call `otherwise` unless the next step comes within the time-out; None: nothing is waited for."""

@@ -26,7 +26,9 @@ OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics"))
 
 
 class RequestContext:
-    """Outermost: an id for each request, one log line, its metrics and Server-Timing, and an answer to every exception.
+    """An id for each request, one log line, its metrics and Server-Timing, and an answer to every exception.
+
+    Outermost but for CORS, which answers a browser's question before a request by itself.
 
     HEAD is answered wherever GET is. While the pipeline drains, answers close their connections.
     """
@@ -65,7 +67,7 @@ class RequestContext:
         self._metrics.in_flight.inc()
         try:
             await self._app(scope, receive, send_with_headers)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # cancelled where the drain is over
             problem = problem_of(error)
             if problem.code == "internal_error":
                 log.exception("a request failed", extra={"request_id": request_id})

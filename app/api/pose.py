@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,16 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.bodies import PictureIn, PoseRequest, read_pose_request
+from app.api.bodies import PoseRequest, read_pose_request
 from app.api.formats import coco_data_set, coco_results
 from app.api.problems import Problem
-from app.api.schemas import DataSetOut, ResultOut
-from app.inference.pipeline import Outcome, Pipeline, PoseTask
+from app.api.schemas import DataSetOut, Options, ResultOut
+from app.inference.model_store import ModelDescription
+from app.inference.pipeline import Outcome, People, Pipeline, PoseTask
 from app.settings import Settings
 from app.vision.drawing import draw_people, encode
+
+UInt8 = npt.NDArray[np.uint8]
 
 router = APIRouter()
 
@@ -47,8 +51,10 @@ async def pose(request: Request) -> Response:
     if outcome is None:
         return Response(status_code=499)  # nobody is there to read it
     seconds.update(outcome.seconds)
+    if outcome.drawn is not None:
+        return Response(outcome.drawn, media_type=answer_type)
     started = time.perf_counter()
-    body = await _rendered(asked, outcome, answer_type, pipeline)
+    body = _json_of(asked, outcome)
     seconds["encode"] = time.perf_counter() - started
     return Response(body, media_type=answer_type)
 
@@ -83,6 +89,7 @@ def _task(asked: PoseRequest, answer_type: str, received: float, settings: Setti
         flip_test=asked.options.flip_test,
         detection_threshold=asked.options.detection_threshold,
         max_people=asked.options.max_people or min(_MAX_PEOPLE, settings.max_boxes),
+        draw=partial(_drawn, asked.options, _DRAWN[answer_type]) if answer_type in _DRAWN else None,
         deadline=received + (asked.options.timeout_ms or settings.timeout_ms) / 1000,
     )
 
@@ -104,19 +111,18 @@ async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, Outc
         await asyncio.gather(job, watch, return_exceptions=True)
 
 
-async def _rendered(asked: PoseRequest, outcome: Outcome, answer_type: str, pipeline: Pipeline) -> bytes:
+def _threshold(options: Options, model: ModelDescription) -> float:
+    return model.keypoints.threshold if options.keypoint_threshold is None else options.keypoint_threshold
+
+
+def _drawn(options: Options, extension: str, pixels: UInt8, model: ModelDescription, people: People) -> bytes:
+    joints = model.keypoints
+    draw_people(pixels, people.keypoints, joints.skeleton, joints.names, _threshold(options, model))
+    return encode(pixels, extension)
+
+
+def _json_of(asked: PoseRequest, outcome: Outcome) -> bytes:
     model = outcome.model.description
-    given = asked.options.keypoint_threshold
-    threshold = model.keypoints.threshold if given is None else given
-    pictures: Sequence[PictureIn] = asked.pictures
-    if answer_type in _DRAWN:
-        joints, keypoints = model.keypoints, outcome.people[0].keypoints
-
-        def drawn(pixels: npt.NDArray[np.uint8]) -> bytes:
-            people = draw_people(pixels, keypoints, joints.skeleton, joints.names, threshold)
-            return encode(people, _DRAWN[answer_type])
-
-        return await pipeline.on_picture(pictures[0].data, drawn)
     if asked.options.format == "results":
-        return coco_results(pictures, outcome.people)
-    return coco_data_set(pictures, outcome.people, model, threshold)
+        return coco_results(asked.pictures, outcome.people)
+    return coco_data_set(asked.pictures, outcome.people, model, _threshold(asked.options, model))

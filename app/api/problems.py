@@ -1,5 +1,6 @@
 """Every problem that a client can meet, in one table, and exceptions → application/problem+json (RFC 9457)."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def at(code: str, loc: Location, message: str) -> Problem:
     return Problem(code, f"{'.'.join(map(str, loc))} {message}.", (FieldError(loc, message),))
 
 
-def problem_of(error: Exception) -> Problem:  # noqa: C901 - one line a case
+def problem_of(error: BaseException) -> Problem:  # noqa: C901 - one line a case
     """The problem that an exception of any layer means to the client; internal_error for what nobody foresaw."""
     match error:
         case Problem():
@@ -91,8 +92,8 @@ def problem_of(error: Exception) -> Problem:  # noqa: C901 - one line a case
             return Problem("too_many_boxes", str(error))
         case scheduler.LaneLost():
             return Problem("not_ready", str(error), retry_after=1)
-        case scheduler.ShuttingDown():
-            return Problem("shutting_down", str(error), retry_after=1)
+        case scheduler.ShuttingDown() | asyncio.CancelledError():
+            return Problem("shutting_down", "The service stopped before the request was done.", retry_after=1)
         case TimeoutError():
             return Problem("deadline_exceeded", "The deadline of the request (timeout_ms) passed; its work was dropped.")
         case ClientDisconnect():

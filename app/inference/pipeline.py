@@ -1,14 +1,14 @@
 """From picture files and boxes to people: the one module that knows the order of the stages.
 
-decode, letterbox and crop run on picture threads, the networks and what is made of their output on the scheduler's lanes,
-nothing on the event loop. While networks work, large pictures are not kept but decoded again where they are needed again: the
-memory of many requests stays that of a few pictures.
+decode, letterbox, crop and draw run on picture threads, where requests take turns, the networks and what is made of their
+output on the scheduler's lanes; the event loop only puts together what they give. While networks work, large pictures are not
+kept but decoded again where they are needed again: the memory of many requests stays that of a few pictures.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from app.inference.detector import Detector, Letterbox
 from app.inference.model_store import DetectorDescription, InputTable, ModelDescription, ModelError, load_model, stored_models
 from app.inference.pose import Crops, PoseModel, distinct_people, person_scores
-from app.inference.scheduler import Network, Scheduler
+from app.inference.scheduler import Network, Room, Scheduler
 from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
@@ -66,6 +66,7 @@ class PoseTask:
     flip_test: bool
     detection_threshold: float | None  # None: the detector's
     max_people: int  # that are found in a picture
+    draw: Callable[[UInt8, ModelDescription, "People"], bytes] | None  # makes a file of the first picture's pixels
     deadline: float  # on the event loop's clock
 
 
@@ -83,10 +84,11 @@ class People:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The people of each picture, by which model, and the seconds that each stage took."""
+    """The people of each picture, by which model; the drawn picture where one was asked for; the seconds of each stage."""
 
     model: PoseModel
     people: list[People]
+    drawn: bytes | None
     seconds: dict[str, float]
 
 
@@ -210,39 +212,51 @@ class Pipeline:
         if self.why_not_ready:
             raise NotReady(self.why_not_ready)
         model = self.find(task.model)
-        pictures = range(len(task.pictures))
-        known = [np.zeros((1, 4)) if boxes is None else boxes for boxes in task.boxes]  # one each, until they are found
-        with self.scheduler.admit(max(1, sum(map(len, known)))) as room:
+        with self.scheduler.admit(_room_for(task, {})) as room:
             async with asyncio.timeout_at(task.deadline):
-                found, search = await self._search(task)
-                room.resize(max(1, sum(len(found[n].people if n in found else known[n]) for n in pictures)))
-                prepared, wait = await self._on_picture_threads(
-                    lambda n: self._prepare(task, n, model, found.get(n)), pictures
-                )
-            crops = np.concatenate([picture.crops.pixels for picture in prepared])
+                prepared, search = await self._prepared(task, model, room)
+            cut = [picture.crops.pixels for picture in prepared]
+            crops = cut[0] if len(cut) == 1 else np.concatenate(cut)
             network = model.with_flip_test if task.flip_test else model.plain
             ticket = await self.scheduler.run(network, crops, task.deadline, room)
-        people = _people(model, prepared, [values for values in ticket.results if values is not None])
+            people = _people(model, prepared, [values for values in ticket.results if values is not None])
+            drawn, encode = await self._drawn(task, model, people[0])
         self._metrics.images.inc(len(people))
         for picture in people:
             self._metrics.people_per_image.observe(len(picture.boxes))
         seconds = {
             "decode": search.get("decode", 0.0) + sum(picture.decode_seconds for picture in prepared),
             "crop": sum(picture.crop_seconds for picture in prepared),
-            "queue": search.get("queue", 0.0) + wait + ticket.queue_seconds,
+            "queue": search["queue"] + ticket.queue_seconds,
             "infer": ticket.infer_seconds,
             "keypoints": ticket.keypoint_seconds,
         }
-        return Outcome(model, people, search | seconds)
+        return Outcome(model, people, drawn, search | seconds | encode)
 
-    async def on_picture(self, data: bytes, work: Callable[[UInt8], T]) -> T:
-        """What `work` makes of the upright pixels [H, W, 3] of a picture that was estimated.
+    async def _prepared(self, task: PoseTask, model: PoseModel, room: Room) -> tuple[list[_Prepared], dict[str, float]]:
+        """All pictures, searched where they are to be, and cut; and the seconds that the search took and that was waited."""
+        found, search = await self._search(task)
+        room.resize(_room_for(task, found))
+        prepared, wait = await self._on_picture_threads(
+            lambda number: self._prepare(task, number, model, found.get(number)), range(len(task.pictures))
+        )
+        return prepared, search | {"queue": search.get("queue", 0.0) + wait}
 
-        They are decoded again, on a picture thread: kept from the first time, those of all waiting requests would be.
+    async def _drawn(self, task: PoseTask, model: PoseModel, people: People) -> tuple[bytes | None, dict[str, float]]:
+        """The first picture with its people as a file, where one is asked for, and the seconds that it took.
+
+        It is decoded again: kept from the first time, those of all waiting requests would be.
         """
-        most = self._settings.max_image_pixels
-        (made,), _ = await self._on_picture_threads(lambda _: work(image.decode(data, most)), [0])
-        return made
+        draw = task.draw
+        if draw is None:
+            return None, {}
+        started = time.perf_counter()
+        async with asyncio.timeout_at(task.deadline):
+            (drawn,), _ = await self._on_picture_threads(
+                lambda n: draw(image.decode(task.pictures[n], self._settings.max_image_pixels), model.description, people),
+                [0],
+            )
+        return drawn, {"encode": time.perf_counter() - started}
 
     async def _search(self, task: PoseTask) -> tuple[dict[int, _Found], dict[str, float]]:
         """Who is found in the pictures without boxes, by the picture's number; and the seconds that each stage took."""
@@ -267,7 +281,8 @@ class Pipeline:
     async def _on_picture_threads(self, work: Callable[[int], T], numbers: Sequence[int]) -> tuple[list[T], float]:
         """What `work` makes of each number, on the picture threads, and the seconds until the first was begun.
 
-        Once one fails, those that wait are dropped.
+        Once one fails, those that wait are dropped. As many as there are threads are begun at once: after them it is the turn
+        of other requests.
         """
         asked = time.perf_counter()
         waits: list[float] = []
@@ -276,8 +291,13 @@ class Pipeline:
             waits.append(time.perf_counter() - asked)
             return work(number)
 
-        loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._picture_threads, timed, number) for number in numbers]
+        turns = asyncio.Semaphore(self._lanes)
+
+        async def in_turn(number: int) -> T:
+            async with turns:
+                return await asyncio.get_running_loop().run_in_executor(self._picture_threads, timed, number)
+
+        jobs = [asyncio.ensure_future(in_turn(number)) for number in numbers]
         try:
             return await asyncio.gather(*jobs), min(waits, default=0.0)
         except BaseException:
@@ -353,6 +373,12 @@ def _chosen(detectors: dict[str, Detector], name: str) -> Detector | None:
         there = f"there are {', '.join(detectors)}" if detectors else "the model store holds none"
         raise ModelError(f"POSE_DETECTOR: there is no detector {name!r}; {there}. Set it empty to serve given boxes alone")
     return chosen[-1]
+
+
+def _room_for(task: PoseTask, found: Mapping[int, _Found]) -> int:
+    """Crops that a task holds room for: its people, one for a picture until they are found, and one to draw."""
+    people = sum(1 if boxes is None else len(boxes) for n, boxes in enumerate(task.boxes) if n not in found)
+    return max(1, people + sum(len(each.people) for each in found.values())) + (task.draw is not None)
 
 
 def _found_boxes(found: _Found, width: int, height: int) -> tuple[Float64, Float64]:

@@ -127,8 +127,8 @@ def distinct_people(
     """
     sure = keypoints[..., 2] > _SCORED
     sizes = np.sqrt(boxes[:, 2:].prod(axis=1))
-    apart = np.linalg.norm(keypoints[:, None, :, :2] - keypoints[None, :, :, :2], axis=3)
-    near = apart < _SAME_PLACE * np.minimum(sizes[:, None], sizes)[..., None]
+    x, y = keypoints[..., 0], keypoints[..., 1]
+    near = np.hypot(x[:, None] - x, y[:, None] - y) < _SAME_PLACE * np.minimum(sizes[:, None], sizes)[..., None]
     shared, least = (near & sure[:, None]).sum(axis=2), np.maximum(sure.sum(axis=1) / 2, 1)
     same = np.asarray(shared >= least[:, None])
     distinct = np.zeros(len(scores), np.bool_)

@@ -211,7 +211,9 @@ class Scheduler:
             async with asyncio.timeout_at(deadline):
                 await ticket.answer
         except (TimeoutError, asyncio.CancelledError) as error:
-            self._drop(ticket, "deadline" if isinstance(error, TimeoutError) else "disconnect")
+            # A caller whose own time-out is of the same deadline cancels.
+            passed = isinstance(error, TimeoutError) or loop.time() >= deadline
+            self._drop(ticket, "deadline" if passed else "disconnect")
             raise
         return ticket
 
@@ -256,11 +258,11 @@ class Scheduler:
     async def _run_batch(self, lane: _Lane) -> None:
         """Run a lane's batch on its thread, answer its members, and hand the lane its next batch."""
         members, network = lane.members, lane.members[0][0].network
-        batch = np.stack([ticket.crops[index] for ticket, index in members])
+        crops = [ticket.crops[index] for ticket, index in members]
         self._metrics.workers_busy.inc()
         loop = asyncio.get_running_loop()
         try:
-            outcome = await loop.run_in_executor(lane.thread, _guarded, network, batch)
+            outcome = await loop.run_in_executor(lane.thread, _guarded, network, crops)
         except Exception as error:  # noqa: BLE001 - the thread itself is gone
             outcome = error
         finally:
@@ -333,17 +335,17 @@ class Scheduler:
         return _Lane(number, ThreadPoolExecutor(1, f"lane-{number}"))
 
 
-def _guarded(network: Network, batch: npt.NDArray[np.uint8]) -> BatchResult | BaseException:
-    """Run the network; whatever it raises comes back as a value, so that no SystemExit reaches the event loop."""
+def _guarded(network: Network, crops: list[npt.NDArray[np.uint8]]) -> BatchResult | BaseException:
+    """Run the network on crops of one shape; what it raises comes back as a value: no SystemExit reaches the event loop."""
     try:
-        return network.run(batch)
+        return network.run(np.stack(crops))
     except BaseException as error:  # noqa: BLE001
         return error
 
 
 def _fail_all(members: list[tuple[Ticket, int]], error: Exception) -> None:
     for ticket, _ in members:
-        _fail(ticket, error)
+        _fail(ticket, type(error)(*error.args))  # one each, since it holds the frames of whoever awaits it
 
 
 def _fail(ticket: Ticket, error: Exception) -> None:

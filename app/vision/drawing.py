@@ -17,12 +17,11 @@ def draw_people(
     skeleton: Sequence[tuple[int, int]],
     names: Sequence[str],
     threshold: float,
-) -> UInt8:
-    """A copy of picture [H, W, 3] (BGR) with the joints of keypoints [N, K, 3] (x, y, score) at or over the threshold.
+) -> None:
+    """Draw on picture [H, W, 3] (BGR) the joints of keypoints [N, K, 3] (x, y, score) at or over the threshold.
 
     `skeleton` pairs joints, counted from 1. The person's left is green, the right orange.
     """
-    drawn = picture.copy()
     limit = 8 * max(picture.shape)  # OpenCV draws within 16-bit coordinates
     for person in keypoints:
         places = [(int(x), int(y)) for x, y in np.rint(np.clip(person[:, :2], -limit, limit))]
@@ -34,11 +33,10 @@ def draw_people(
         for first, second in skeleton:
             if seen[first - 1] and seen[second - 1]:
                 colour = _colour(names[first - 1], names[second - 1])
-                cv2.line(drawn, places[first - 1], places[second - 1], colour, thickness, cv2.LINE_AA)
+                cv2.line(picture, places[first - 1], places[second - 1], colour, thickness, cv2.LINE_AA)
         for joint in np.flatnonzero(seen).tolist():
-            cv2.circle(drawn, places[joint], thickness + 1, (255, 255, 255), cv2.FILLED, cv2.LINE_AA)
-            cv2.circle(drawn, places[joint], thickness + 1, _colour(names[joint], names[joint]), 1, cv2.LINE_AA)
-    return drawn
+            cv2.circle(picture, places[joint], thickness + 1, (255, 255, 255), cv2.FILLED, cv2.LINE_AA)
+            cv2.circle(picture, places[joint], thickness + 1, _colour(names[joint], names[joint]), 1, cv2.LINE_AA)
 
 
 def encode(picture: UInt8, extension: str) -> bytes:

@@ -18,6 +18,8 @@ UInt8 = npt.NDArray[np.uint8]
 FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 _MAX_SIDE = 32_766  # OpenCV warps no larger picture
 _JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders write about ten
+_JPEG_SEGMENTS = 5_000  # may be empty, and are looked at one by one; a large colour profile or XMP is some hundred
+_TIFF_TILE_PIXELS = 2**20  # of a tile, or four times the picture's: a decoder makes room for whole tiles
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
 _REDUCED = {
     1: cv2.IMREAD_COLOR,
@@ -104,7 +106,7 @@ def _measure_jpeg(data: bytes) -> tuple[int, int]:
     OpenCV paints what is missing of a truncated JPEG grey.
     """
     size: tuple[int, int] | None = None
-    scans = 0
+    scans, segments = 0, 0
     position = 2
     while found := _JPEG_MARKER.search(data, position):
         marker, position = data[found.end() - 1], found.end()
@@ -112,6 +114,9 @@ def _measure_jpeg(data: bytes) -> tuple[int, int]:
             return size
         if marker in (0xD8, 0xD9):
             raise InvalidImage("is a JPEG file without a whole picture")
+        segments += 1
+        if segments > _JPEG_SEGMENTS:
+            raise InvalidImage(f"is a JPEG file of more than {_JPEG_SEGMENTS:,} segments")
         (length,) = struct.unpack_from(">H", data, position)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, position + 3)
@@ -127,7 +132,9 @@ def _measure_jpeg(data: bytes) -> tuple[int, int]:
 
 def _measure_png(data: bytes) -> tuple[int, int]:
     """Width and height of the header chunk, once the chunks are there up to the last."""
-    width, height = struct.unpack_from(">II", data, 16)
+    first, name, width, height = struct.unpack_from(">I4sII", data, 8)
+    if (first, name) != (13, b"IHDR"):
+        raise InvalidImage("is a PNG file that does not begin with its header")
     position = 8
     while True:
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -203,13 +210,15 @@ def _measure_tiff(data: bytes) -> tuple[int, int]:
     order = "<" if data[:2] == b"II" else ">"
     (position,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, position)
-    found = {256: 0, 257: 0, 259: 1}
+    found = {256: 0, 257: 0, 259: 1, 322: 0, 323: 0}  # width, height, compression, width and height of a tile
     for entry in range(count):
         tag, kind = struct.unpack_from(order + "HH", data, position + 2 + 12 * entry)
         if tag in found:
             (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, position + 10 + 12 * entry)
     if found[259] not in _TIFF_COMPRESSIONS:
         raise InvalidImage(f"is a TIFF file of compression {found[259]}, which is not read")
+    if found[322] * found[323] > max(_TIFF_TILE_PIXELS, 4 * found[256] * found[257]):
+        raise InvalidImage(f"is a TIFF file with tiles of {found[322]} × {found[323]} pixels, far larger than it is")
     return found[256], found[257]
 
 

@@ -1,6 +1,7 @@
 """Connections of hostile, slow and many clients, and what becomes of them when the service stops."""
 
 import contextlib
+import re
 import signal
 import socket
 import threading
@@ -64,10 +65,11 @@ def test_a_connection_without_a_request_is_closed(strict):
         assert time.monotonic() - started < 5
 
 
-def test_an_endless_head_is_refused(strict):
+@pytest.mark.parametrize("ending", [b"", b"\r\n\r\n"], ids=["endless", "complete"])
+def test_a_long_head_is_refused(strict, ending):
     with connect(strict.port) as sock:
         with contextlib.suppress(ConnectionError):
-            sock.sendall(b"GET /livez HTTP/1.1\r\nX-Long: " + b"a" * 70_000)
+            sock.sendall(b"GET /livez HTTP/1.1\r\nX-Long: " + b"a" * 70_000 + ending)
         assert problem(read_to_end(sock)) == (400, "malformed_body")
 
 
@@ -130,6 +132,43 @@ def test_a_client_that_offers_another_protocol_has_its_body_read(strict, t_pose,
         time.sleep(0.1)
         sock.sendall(t_pose)
         assert b" 200 " in sock.recv(65_536)[:20]
+
+
+def test_requests_sent_ahead_are_answered_in_order(strict):
+    with connect(strict.port) as sock:
+        sock.sendall(b"".join(b"GET /v1/%d HTTP/1.1\r\nHost: x\r\nX-Request-ID: r%d\r\n\r\n" % (i, i) for i in range(50)))
+        answers = b""
+        while answers.count(b'"request_id":"r49"') == 0:
+            part = sock.recv(65_536)
+            assert part, answers
+            answers += part
+    assert [int(each) for each in re.findall(rb'"request_id":"r(\d+)"', answers)] == list(range(50))
+
+
+def test_who_leaves_with_requests_sent_ahead_has_the_first_ones_work_dropped(start_service, t_pose):
+    service = start_service(lanes=1)
+    boxes = ";".join([BOX] * 100)
+    head = f"POST /v1/pose?boxes={boxes} HTTP/1.1\r\nContent-Type: image/jpeg\r\nContent-Length: {len(t_pose)}\r\n\r\n"
+    with connect(service.port) as sock:
+        sock.sendall(head.encode() + t_pose + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        service.wait_until(lambda: service.metric("pose_queue_crops") > 50)
+    service.wait_until(lambda: service.metric("pose_dropped_crops_total", reason="disconnect") > 50, 3)
+    assert service.metric("pose_admitted_crops") == 0
+    assert "Traceback" not in service.log
+
+
+def test_thousands_of_requests_sent_ahead_are_not_kept(start_service):
+    service = start_service(lanes=1)
+    before = service.metric("process_resident_memory_bytes")
+    with contextlib.ExitStack() as held:
+        for _ in range(20):
+            sock = held.enter_context(connect(service.port))
+            sock.sendall(b"POST /v1/pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1\r\n\r\n?")
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(b"GET / HTTP/1.1\r\n\r\n" * 14_000)
+        assert service.metric("process_resident_memory_bytes") < before + 100e6  # 33 MB each, were they kept
+    service.wait_until(lambda: service.metric("pose_http_connections") <= 1)
+    assert "Traceback" not in service.log
 
 
 def test_refusals_of_connections_are_counted_and_logged(strict):

@@ -526,3 +526,31 @@ def test_a_request_id_is_given_back_or_made(client):
 
 def test_every_problem_of_the_table_has_a_status_of_its_class():
     assert all(400 <= status < 600 and title for status, title in PROBLEMS.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"flip_test": "maybe"}, 'flip_test must be true or false; it is "maybe"'),
+        ({"timeout_ms": "soon"}, 'timeout_ms must be a whole number; it is "soon"'),
+        ({"max_people": "0"}, 'max_people must be 1 or more; it is "0"'),
+        ({"keypoint_threshold": "nan"}, "keypoint_threshold must be a finite number"),
+        ({"format": "xml"}, "format must be 'coco' or 'results'; it is \"xml\""),
+        ({"model": "m" * 129}, "model must be of 128 characters at most"),
+        ({"unknown": "1"}, "unknown is not known; there are model, format"),
+    ],
+)
+def test_details_are_in_the_services_own_words(client, small, options, told):
+    assert_problem(post(client, small, **options), 422, "invalid_option", told)
+
+
+def test_a_small_json_body_of_objects_without_number_is_not_read(client, small):
+    picture = image(small)
+    for many in (b"[]," * 100_001 + b"[]", b"1," * 200_001 + b"1"):
+        body = json.dumps({"images": [picture | {"boxes": "?"}]}).encode().replace(b'"?"', b"[" + many + b"]")
+        assert_problem(post_json(client, body), 400, "malformed_body", "200,000")
+
+
+def test_a_field_of_a_form_may_not_be_a_body_of_its_own(client, small):
+    answer = client.post("/v1/pose", files={"image": small}, data={"boxes": "[" + "[]," * 400_000 + "]"})
+    assert_problem(answer, 400, "malformed_body", "1,048,576")

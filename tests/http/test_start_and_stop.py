@@ -222,7 +222,7 @@ def test_work_that_outlasts_the_drain_is_cut_off(start_service, t_pose):
 
     def ask() -> None:
         try:
-            answers.append(httpx.post(url, params=params, content=t_pose, headers=JPEG, timeout=60).status_code)
+            answers.append(httpx.post(url, params=params, content=t_pose, headers=JPEG, timeout=60))
         except httpx.TransportError as error:
             answers.append(error)
 
@@ -232,4 +232,9 @@ def test_work_that_outlasts_the_drain_is_cut_off(start_service, t_pose):
     service.process.terminate()
     assert service.process.wait(15) == 0
     asking.join()
-    assert len(answers) == 1
+    (answer,) = answers
+    assert isinstance(answer, httpx.Response), answer
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/shutting_down")
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+    assert answer.headers["retry-after"] == "1"
+    assert "Traceback" not in service.log

@@ -382,3 +382,42 @@ def test_stopping_answers_what_still_waits():
         assert not s.ready
 
     asyncio.run(main())
+
+
+def test_requests_that_fail_together_have_exceptions_of_their_own():
+    """One for all would hold the frames of each, and whoever empties them ends another's."""
+
+    def broken(_: np.ndarray) -> BatchResult:
+        raise SystemExit
+
+    async def work(s: Scheduler) -> None:
+        gate = Gate()
+        first = asyncio.create_task(s.run(gate.network, crops(1), soon()))
+        await until(lambda: gate.batches == [[1]])
+        network = Network("broken", broken)
+        others = [asyncio.create_task(s.run(network, crops(i), soon())) for i in range(3)]
+        await asyncio.sleep(0)
+        gate.opened.set()
+        await first
+        errors = await asyncio.gather(*others, return_exceptions=True)
+        assert all(isinstance(error, LaneLost) for error in errors)
+        assert len({id(error) for error in errors}) == 3
+
+    drive(work)
+
+
+def test_crops_whose_callers_deadline_is_the_same_are_dropped_by_the_deadline():
+    async def work(s: Scheduler) -> None:
+        gate = Gate()
+        first = asyncio.create_task(s.run(gate.network, crops(1), soon()))
+        await until(lambda: gate.batches == [[1]])
+        deadline = soon(0.05)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await s.run(gate.network, crops(2, 3), deadline)
+        gate.opened.set()
+        await first
+
+    metrics = drive(work)
+    assert value(metrics, "pose_dropped_crops_total", reason="deadline") == 2
+    assert value(metrics, "pose_dropped_crops_total", reason="disconnect") == 0

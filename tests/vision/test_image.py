@@ -423,3 +423,28 @@ def test_a_turned_jpeg_is_upright_when_decoded_smaller():
     turned = io.BytesIO()
     Image.open(io.BytesIO(data)).save(turned, "JPEG", exif=exif)
     assert image.decode(turned.getvalue(), 10**7, 4).shape == (500, 250, 3)
+
+
+def test_a_png_without_its_header_first_is_refused():
+    signature = b"\x89PNG\r\n\x1a\n"
+    for chunks in (b"\0\0\0\0IEND\0\0\0\1\0\0\0\1", struct.pack(">I4sII", 12, b"IHDR", 5, 5) + bytes(20)):
+        with pytest.raises(InvalidImage, match="does not begin with its header"):
+            image.decode(signature + chunks, MOST)
+
+
+@pytest.mark.parametrize(("tile", "taken"), [(256, True), (1024, True), (4096, False), (2**20, False)])
+def test_tiles_far_larger_than_a_tiff_are_refused_before_a_decoder_makes_room_for_them(tile, taken):
+    tags = {256: 16, 257: 16, 259: 8, 322: tile, 323: tile}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    if taken:
+        assert (image.read_header(data).width, image.read_header(data).height) == (16, 16)
+    else:
+        with pytest.raises(InvalidImage, match=f"tiles of {tile} × {tile} pixels"):
+            image.read_header(data)
+
+
+def test_a_jpeg_of_endless_empty_segments_is_refused_early():
+    data = b"\xff\xd8" + b"\xff\xfe\0\2" * 5_001 + file(PICTURE, "JPEG")[2:]
+    with pytest.raises(InvalidImage, match="more than 5,000 segments"):
+        image.read_header(data)
