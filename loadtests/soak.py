@@ -146,11 +146,11 @@ async def soak(pictures: int, minutes: float, load: float, measured: float) -> b
     """
     mixture, draw = kinds(), random.Random(2)
     async with running_service() as service:
+        looks = [(service.megabytes(), service.descriptors())]
         rate = load * await capacity(service, mixture, measured)
         print(f"{rate:.1f} pictures a second, {load:.0%} of what sixteen clients got", flush=True)
         milliseconds: list[float] = []  # in the order of sending
         sent: Counter[str] = Counter()
-        looks: list[tuple[float, int]] = []
         free = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(number: int, kind: Kind) -> None:

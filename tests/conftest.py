@@ -1,5 +1,6 @@
 """The real service on a free port, as a user starts it, and the photos that the tests send."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -35,13 +36,28 @@ class Service:
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample, 0 where there is none; labels may be given in part, and are summed over then."""
         total = 0.0
-        for line in self.client.get("/metrics").text.splitlines():
+        text = self.client.get("/metrics").text
+        family = re.sub(r"_(total|bucket|sum|count)$", "", name)
+        assert re.search(rf"^# TYPE {family}(_total)? ", text, re.MULTILINE), f"there is no metric {name}"
+        for line in text.splitlines():
             found = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
             if found and found[1] == name:
                 present = dict(re.findall(r'(\w+)="([^"]*)"', found[2] or ""))
                 if labels.items() <= present.items():
                     total += float(found[3])
         return total
+
+    def forget_peak_memory(self) -> None:
+        """Let `peak_memory` count from now on."""
+        refs = Path(f"/proc/{self.process.pid}/clear_refs")
+        if not refs.exists():
+            pytest.skip("peaks of memory are read from /proc")
+        refs.write_text("5")
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that the service has held at most."""
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())[1])
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
         """Look again and again until the condition holds."""
@@ -63,15 +79,23 @@ def _environment(**settings: object) -> dict[str, str]:
 def _start(log_file: Path, wait: bool = True, **settings: object) -> Service:
     with log_file.open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "app"], cwd=ROOT, env=_environment(**settings), stderr=log)
+    try:
+        service = _listening(process, log_file)
+        if wait:
+            service.wait_until(lambda: _ready(service), 60)
+    except BaseException:
+        process.kill()
+        raise
+    return service
+
+
+def _listening(process: subprocess.Popen[bytes], log_file: Path) -> Service:
     until = time.monotonic() + 60
     while not (found := re.search(r"listens on (http://\S+:(\d+))\n", log_file.read_text())):
         assert process.poll() is None, f"the service ended with {process.returncode}:\n{log_file.read_text()}"
         assert time.monotonic() < until, "the service did not start within a minute"
         time.sleep(0.02)
-    service = Service(process, httpx.Client(base_url=found[1], timeout=60), int(found[2]), log_file)
-    if wait:
-        service.wait_until(lambda: _ready(service), 60)
-    return service
+    return Service(process, httpx.Client(base_url=found[1], timeout=60), int(found[2]), log_file)
 
 
 def _ready(service: Service) -> bool:
@@ -82,14 +106,15 @@ def _ready(service: Service) -> bool:
 
 
 def _stop(service: Service) -> None:
+    """Stop a service, which must end by itself and with 0."""
     service.client.close()
     service.process.terminate()
     try:
-        service.process.wait(30)
+        code = service.process.wait(30)
     except subprocess.TimeoutExpired:
         service.process.kill()
-        service.process.wait()
-        raise
+        code = service.process.wait()
+    assert code == 0, f"the service ended with {code}:\n{service.log}"
 
 
 @pytest.fixture(scope="session")
@@ -120,8 +145,9 @@ def start_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSer
         return running[-1]
 
     yield start
-    for service in running:
-        _stop(service)
+    with contextlib.ExitStack() as stops:  # every one, whatever becomes of the others
+        for service in running:
+            stops.callback(_stop, service)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from training.config import Config
 from training.data import ASPECT, Picture
 from training.estimators import PLAIN, Estimator, Float64
 from training.evaluate import evaluate_set, labelled_boxes
-from training.files import DataError, write_whole
+from training.files import DataError, make_folder, write_whole
 from training.lpn import HEATMAP_STRIDE, LPN
 from training.pixels import normalised
 from training.train import Run, train
@@ -64,7 +64,7 @@ def variants(file: Path) -> list[Variant]:
     try:
         ablations = Ablations.model_validate(tomllib.loads(file.read_text()))
         base = tomllib.loads((file.parent / ablations.base).read_text())
-        return [
+        made = [
             Variant(name, Config.model_validate(_changed(_changed(base, ablations.changes), more)))
             for name, more in ablations.runs.items()
         ]
@@ -72,6 +72,10 @@ def variants(file: Path) -> list[Variant]:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     except (ValidationError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{file}: {error}") from error
+    folders = [variant.folder for variant in made]
+    if len(set(folders)) < len(folders):
+        raise DataError(f"{file}: names of runs must differ in letters or digits")
+    return made
 
 
 def _changed(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +134,14 @@ def table(rows: dict[str, tuple[Config, Accuracy]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _claim(file: Path, config: Config) -> None:
+    """Write a run's config into its folder. Raises DataError where another is there: its results are another run's."""
+    written = config.model_dump_json(indent=1)
+    if file.exists() and file.read_text() != written:
+        raise DataError(f"{file} is of another config; give another --out or remove {file.parent}")
+    write_whole(file, written)
+
+
 def ablate(arguments: argparse.Namespace) -> None:
     """Train and measure every run, and write the table anew after each. Raises DataError."""
     device = torch.device(arguments.device)
@@ -138,6 +150,8 @@ def ablate(arguments: argparse.Namespace) -> None:
     for variant in variants(arguments.config):
         place = dataclasses.replace(whole, folder=arguments.out / variant.folder)
         on_device = device.type == "cuda"
+        make_folder(place.folder)
+        _claim(place.folder / "config.json", variant.config)
         run = Run(variant.config, arguments.data, arguments.cache, place, device, on_device, compiled=False)
         if not (place.folder / "weights.pth").exists() and not train(run, arguments.start):
             log.info("stopped in %s; the same command goes on", variant.name)

@@ -18,7 +18,7 @@ from app.inference.session import take_one_thread_each
 from app.vision import heatmap
 from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import read_pictures
-from training.evaluate import DEV_SETS, labelled_people
+from training.evaluate import dev_sets, labelled_people
 from training.files import DataError, write_whole
 from training.plots import reliability_plot
 
@@ -134,9 +134,10 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     folder = model_folder(arguments.store, arguments.model)
     model = PoseModel.load(folder)
     names, height = model.description.keypoints.names, model.description.heatmap.height
-    coco = labelled_joints(model, arguments.data / "dev" / "coco.json")
+    files = dev_sets(arguments.data)
+    coco = labelled_joints(model, files.pop("coco"))
     table = fit(coco.part(True), len(names))
-    others = {name: labelled_joints(model, arguments.data / "dev" / f"{name}.json") for name in DEV_SETS if name != "coco"}
+    others = {name: labelled_joints(model, file) for name, file in files.items()}
     checked = {"coco, the other half": coco.part(False)} | others | {"coco, the fitted half": coco.part(True)}
     rows = {name: (expected(table, measured), measured.errors) for name, measured in checked.items()}
     print(tables(rows, height))

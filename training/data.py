@@ -1,12 +1,11 @@
 """Labelled people: COCO keypoint files with their pictures, and a cache of crops on disk that training draws from.
 
-A set is `<name>.json` (COCO keypoints) beside its pictures: in zip files named by each image's `zip`, or in a folder. Two
-optional fields of an annotation are read: `labels` and `keypoint_weights` [17], the trust in each joint, 0…1.
+A set is `<name>.json` (COCO keypoints) beside its pictures: in zip files named by each image's `zip`, or in a folder. An
+annotation may have `keypoint_weights` [17], the trust in each joint, 0…1.
 """
 
 import json
 import logging
-import os
 import zipfile
 import zlib
 from collections import deque
@@ -20,13 +19,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from app.inference.session import usable_cores
 from app.vision import box
 from training.cache import Pictures, cached
 from training.files import DataError
+from training.keypoints import NAMES
 
 log = logging.getLogger(__name__)
 
 ASPECT = 192 / 256
+KEYPOINTS = len(NAMES)
 _REGION = 1.4  # the cached part of the picture, as a multiple of the padded box: room for shift, scale and rotation
 
 
@@ -39,16 +41,25 @@ class Picture:
     data: bytes
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """The pixels [H, W, 3] (BGR); EXIF orientation is ignored, as COCO's labels do. Raises DataError."""
+        """The pixels [H, W, 3] (BGR); EXIF orientation is ignored, as COCO's labels do. Raises DataError.
+
+        A picture of another size than the JSON file says was labelled in other pixels, those of the turned picture perhaps.
+        """
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         pixels = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags) if self.data else None
         if pixels is None:
             raise DataError(f"{self.image['file_name']} is not a picture that OpenCV reads")
+        size, labelled = pixels.shape[1::-1], (self.image["width"], self.image["height"])
+        if size != labelled:
+            raise DataError(
+                f"{self.image['file_name']} has {size[0]} × {size[1]} pixels before any turn by EXIF; its labels are for "
+                f"{labelled[0]} × {labelled[1]}"
+            )
         return np.asarray(pixels, np.uint8)
 
 
 def read_annotations(annotation_file: Path) -> dict[str, Any]:
-    """The content of a COCO keypoint file. Raises DataError."""
+    """The content of a COCO keypoint file: its people, with category 1 and `num_keypoints`. Raises DataError."""
     try:
         content = json.loads(annotation_file.read_bytes())
     except OSError as error:
@@ -57,11 +68,33 @@ def read_annotations(annotation_file: Path) -> dict[str, Any]:
         raise DataError(f"{annotation_file} is not JSON: {error}") from error
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise DataError(f"{annotation_file} is not a COCO file: it has no images or no annotations")
-    known = {image["id"] for image in content["images"]}
+    try:
+        return _people_of(content)
+    except KeyError as error:
+        raise DataError(f"{annotation_file}: an image or annotation has no {error}") from error
+    except ValueError as error:
+        raise DataError(f"{annotation_file}: {error}") from error
+
+
+def _people_of(content: dict[str, Any]) -> dict[str, Any]:
+    """A COCO file's content with the annotations of people alone, checked. Raises KeyError and ValueError."""
+    known = {image["id"] for image in content["images"] if image["file_name"] and image["width"] and image["height"]}
+    person = next((each["id"] for each in content.get("categories", []) if each["name"] == "person"), 1)
+    people = []
     for annotation in content["annotations"]:
+        if annotation.get("category_id", person) != person:
+            continue
+        number, keypoints = annotation["id"], annotation.get("keypoints", [])
         if annotation["image_id"] not in known:
-            raise DataError(f"{annotation_file}: annotation {annotation['id']} is of an image that there is not")
-    return content
+            raise ValueError(f"annotation {number} is of an image that there is not")
+        if len(annotation["bbox"]) != 4:
+            raise ValueError(f"annotation {number} has a box of {len(annotation['bbox'])} numbers")
+        if keypoints and len(keypoints) != 3 * KEYPOINTS:
+            raise ValueError(f"annotation {number} has {len(keypoints)} numbers for {KEYPOINTS} keypoints")
+        if keypoints and "area" not in annotation:
+            raise ValueError(f"annotation {number} has keypoints and no area")
+        people.append({"num_keypoints": sum(seen > 0 for seen in keypoints[2::3]), **annotation, "category_id": 1})
+    return {**content, "annotations": people, "categories": [{"id": 1, "name": "person"}]}
 
 
 def read_pictures(annotation_file: Path, image_folder: Path | None = None) -> Iterator[Picture]:
@@ -125,7 +158,7 @@ def _write_people(annotation_file: Path, height: int, out: BinaryIO) -> dict[str
         whole = picture.pixels() if labelled else np.zeros((0, 0, 3), np.uint8)
         return [cut_out(whole, annotation, height) for annotation in labelled]
 
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_cores()
     with ThreadPoolExecutor(threads) as pool:
         for people in in_order(pool, cut_outs, read_pictures(annotation_file), 2 * threads):
             for pixels, row in people:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from app.inference.pose import PoseModel
 from app.vision import heatmap
 from training.data import Picture
+from training.files import DataError
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -93,7 +94,7 @@ def server_estimator(client: httpx.Client, model: str, flip_tests: Sequence[bool
             headers={"Content-Type": "application/octet-stream"},
         )
         if answer.is_error:
-            raise ValueError(f"{picture.image['file_name']}: the service answered {answer.status_code}: {answer.text}")
+            raise DataError(f"{picture.image['file_name']}: the service answered {answer.status_code}: {answer.text}")
         return np.array([person["keypoints"] for person in answer.json()]).reshape(len(boxes), 17, 3)
 
     def estimate(picture: Picture, boxes: Float64) -> dict[str, Float64]:

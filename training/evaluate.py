@@ -7,9 +7,10 @@ Pictures go through the service's own code, or with --server through a running s
 """
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +58,17 @@ def labelled_people(picture: Picture) -> tuple[list[dict[str, Any]], Float64]:
 
     Crowds are left out, and boxes of which the picture shows nothing.
     """
-    people = [a for a in picture.annotations if a.get("num_keypoints", 0) > 0 and not a.get("iscrowd", 0)]
+    people = [annotation for annotation in picture.annotations if _counts(annotation)]
     places = np.array([a["bbox"] for a in people], np.float64).reshape(-1, 4)
     low = np.maximum(places[:, :2], 0)
     limit = np.array([picture.image["width"], picture.image["height"]]) - 1
     high = np.minimum(limit, low + np.maximum(places[:, 2:] - 1, 0))
     seen = np.flatnonzero((high > low).all(axis=1))
     return [people[i] for i in seen], np.hstack([low, high - low])[seen]
+
+
+def _counts(annotation: dict[str, Any]) -> bool:
+    return annotation.get("num_keypoints", 0) > 0 and not annotation.get("iscrowd", 0)
 
 
 def labelled_boxes(picture: Picture) -> Boxes:
@@ -78,6 +83,8 @@ def detected_boxes(file: Path) -> Callable[[Picture], Boxes]:
     try:
         for detection in json.loads(file.read_bytes()):
             if detection["category_id"] == 1:
+                if len(detection["bbox"]) != 4:
+                    raise ValueError(f"{detection['bbox']} is no box")  # noqa: TRY301
                 by_image.setdefault(detection["image_id"], []).append((detection["bbox"], detection["score"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{file} is no list of detections: {error}") from error
@@ -102,7 +109,7 @@ def evaluate_set(
     Raises DataError where the set cannot be read, holds nobody with keypoints, or no picture has a box.
     """
     ground_truth = read_annotations(annotation_file)
-    if not any(annotation.get("num_keypoints", 0) for annotation in ground_truth["annotations"]):
+    if not any(annotation["num_keypoints"] for annotation in ground_truth["annotations"]):
         raise DataError(f"{annotation_file} holds nobody with keypoints")
     ways: dict[str, _Found] = {}
 
@@ -139,7 +146,8 @@ def _accuracy(ground_truth: dict[str, Any], found: _Found) -> Accuracy:
     if any(hits.size for hits in found.hits):
         measures["pck"] = float(np.concatenate(found.hits).mean())
         draws["pck"] = share_draws(found.hits)
-    return Accuracy(len(found.results), measures, draws)
+    people = sum(_counts(annotation) for annotation in ground_truth["annotations"])
+    return Accuracy(people, measures, draws)
 
 
 def torso_hits(people: list[dict[str, Any]], keypoints: Float64) -> list[npt.NDArray[np.bool_]]:
@@ -174,26 +182,44 @@ def _way(flip_test: bool) -> str:
     return FLIPPED if flip_test else PLAIN
 
 
+@contextlib.contextmanager
+def _server_faults(url: str | None) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise DataError(f"{url} gives no answer: {error}") from error
+
+
+def dev_sets(data: Path) -> dict[str, Path]:
+    """The files of the dev sets that a folder has. Raises DataError where it has no dev/coco.json."""
+    files = {name: data / "dev" / f"{name}.json" for name in DEV_SETS}
+    if not files["coco"].exists():
+        raise DataError(f"{files['coco']} is not there; --data names the folder of dev/")
+    return {name: file for name, file in files.items() if file.exists()}
+
+
 def _measure(arguments: argparse.Namespace) -> None:
     sets: dict[str, tuple[Path, Path | None]]
-    sets = {name: (arguments.data / "dev" / f"{name}.json", None) for name in DEV_SETS}
     if arguments.annotations:
         sets = {arguments.annotations.stem: (arguments.annotations, arguments.images)}
+    else:
+        sets = {name: (file, None) for name, file in dev_sets(arguments.data).items()}
     boxes_of = detected_boxes(arguments.detections) if arguments.detections else labelled_boxes
     flip_tests = [True] if arguments.flip_test else [False, True]
-    with httpx.Client(base_url=arguments.server or "", timeout=120) as client:
+    with _server_faults(arguments.server), httpx.Client(base_url=arguments.server or "", timeout=120) as client:
         if arguments.server:
             estimate = server_estimator(client, arguments.model, flip_tests)
         else:
             model = PoseModel.load(model_folder(arguments.store, arguments.model))
-            decoders = all_decoders() if arguments.ablation else [decoder_of(model)]
+            kept = decoder_of(model)
+            decoders = [kept, *(each for each in all_decoders() if each != kept)] if arguments.ablation else [kept]
             estimate = local_estimator(model, decoders, flip_tests)
         found = {name: evaluate_set(*files, boxes_of, estimate, arguments.threads) for name, files in sets.items()}
     if arguments.ablation:
         for name, ways in found.items():
             rows = {d.name: (ways[d.name + PLAIN], ways[d.name + FLIPPED]) for d in decoders}
-            print(f"{name}, {rows[decoder_of(model).name][0].people} people:\n")
-            print(decoder_table(rows, decoder_of(model).name), end="\n\n")
+            print(f"{name}, {rows[kept.name][0].people} people:\n")
+            print(decoder_table(rows, kept.name), end="\n\n")
         return
     figures = {name + _way(f): found[name][_way(f)].figures for f in flip_tests for name in found}
     print(table(figures))
@@ -207,7 +233,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with dev/ sets")
     parser.add_argument("--annotations", type=Path, help="a COCO keypoint file instead of the dev sets")
     parser.add_argument("--images", type=Path, help="the folder of its pictures")
-    parser.add_argument("--detections", type=Path, help="a COCO detection file; without it the labelled boxes")
+    parser.add_argument("--detections", type=Path, help="a COCO detection file for --annotations; else the labelled boxes")
     parser.add_argument("--flip-test", action="store_true", help="only with flip test; by default both ways")
     parser.add_argument(
         "--ablation", action="store_true", help="decode the same heatmaps in every way: argmax, β, quarter shift"
@@ -218,6 +244,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.ablation and (arguments.server or arguments.flip_test or arguments.write):
         parser.error("--ablation goes with none of --server, --flip-test and --write")
+    if arguments.detections and not arguments.annotations:
+        parser.error("--detections are of one set: name it by --annotations")
+    if arguments.write and (arguments.detections or arguments.server):
+        parser.error("--write records what the stored model finds from labelled boxes: not with --detections or --server")
     take_one_thread_each()
     with one_line_faults():
         _measure(arguments)

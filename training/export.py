@@ -25,7 +25,7 @@ from app.inference.pose import PoseModel
 from app.inference.session import open_session
 from app.vision import heatmap
 from training.command import one_line_faults
-from training.files import write_whole
+from training.files import make_folder, write_whole
 from training.keypoints import MIRROR, NAMES, SKELETON
 from training.lpn import HEATMAP_STRIDE, LPN, depth_of
 from training.pixels import MEAN, STD, normalised
@@ -76,7 +76,7 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, qua
 
 def write_model(folder: Path, graph: bytes, golden: Path, description: str) -> None:
     """Write the files of a model that the service reads, each wholly or not at all. Raises DataError."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_whole(folder / "model.onnx", graph)
     write_whole(folder / "golden.png", golden.read_bytes())
     write_whole(folder / "model.toml", description)

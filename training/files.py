@@ -11,6 +11,14 @@ class DataError(ValueError):
     """A file is missing, damaged or not what it should be; the message names it and says what is wrong."""
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless they are there. Raises DataError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def whole_file(file: Path) -> Iterator[BinaryIO]:
     """A stream whose bytes become `file` once all are on the disk. Raises DataError where they cannot be written."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from app.inference.model_store import ModelError
 from training.export import add_store_arguments, export
+from training.files import DataError
 from training.weights import check_weights, read_content
 
 
@@ -38,7 +39,7 @@ def main() -> int:
         return 1
     try:
         export(weights, arguments.store, arguments.name, arguments.version, quarter_shift=True)
-    except ModelError as error:
+    except (ModelError, DataError) as error:
         print(f"{arguments.checkpoint.name} makes no model: {error}", file=sys.stderr)
         return 1
     return 0

@@ -48,15 +48,14 @@ def suppress_twins(results: list[dict[str, Any]], areas: list[float]) -> list[di
 def evaluate_results(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[dict[str, float], Float64]:
     """COCO's AP, AP50, AP75, AP of medium and large people, and AR (pycocotools), and AP over drawn pictures [1000].
 
-    Nothing found: all zeros. Annotations without keypoints and crowds count neither for nor against. A measure is -1 where
+    Annotations without keypoints and crowds count neither for nor against. A measure is -1 where
     there are no such people.
     """
-    if not results:
-        return dict.fromkeys(_MEASURES, 0.0), np.zeros(1)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         unlabelled = {"iscrowd": 0, "num_keypoints": 0, "keypoints": [0] * 51}  # boxes alone, which COCOeval then ignores
-        people = [unlabelled | annotation for annotation in ground_truth["annotations"]]
+        annotations = enumerate(ground_truth["annotations"], 1)  # COCOeval takes what matches annotation 0 for unmatched
+        people = [unlabelled | annotation | {"id": number} for number, annotation in annotations]
         truth.dataset = {"info": {}, **ground_truth, "annotations": people}
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(results), "keypoints")

@@ -1,6 +1,5 @@
 """What moves the picture moves the keypoints: shifts, mirrors, turns by EXIF."""
 
-import base64
 import io
 
 import cv2
@@ -76,13 +75,3 @@ def test_a_picture_turned_by_exif_is_the_same_picture(client, pixels, orientatio
         upright.transpose(stored).save(file, "PNG", exif=exif)
         after = joints(client, file.getvalue(), BOX)
     assert (after == joints(client, pixels, BOX)).all()
-
-
-def test_a_photo_in_company_is_answered_as_alone(client, t_pose, two_women):
-    images = [
-        {"data": base64.b64encode(two_women).decode(), "boxes": [[140, 200, 225, 640]]},
-        {"data": base64.b64encode(t_pose).decode(), "boxes": [list(BOX)]},
-    ]
-    together = client.post("/v1/pose", json={"images": images, "format": "results"}).json()
-    alone = joints(client, t_pose, BOX)
-    assert np.abs(np.reshape(together[1]["keypoints"], (17, 3)) - alone).max() < 0.05

@@ -62,7 +62,9 @@ def test_everybody_is_found_and_the_best_comes_first(client, two_women):
 
 
 def test_options_say_how_many_and_how_sure(client, two_women):
+    default = client.get("/v1/models").json()["models"][-1]["detection_threshold"]
     everybody = find(client, two_women, detection_threshold=0.01)
+    assert min(person["bbox_score"] for person in everybody) < default
     assert find(client, two_women, detection_threshold=0.01, max_people=1) == everybody[:1]
     assert all(person["bbox_score"] >= 0.3 for person in find(client, two_women, detection_threshold=0.3))
     assert find(client, two_women, detection_threshold=1) == []

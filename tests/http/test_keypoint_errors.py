@@ -15,15 +15,17 @@ CALIBRATION = f"[calibration]\nintercepts = {[0.1 * joint for joint in range(17)
 
 @pytest.fixture(scope="module")
 def calibrated(start_service, tmp_path_factory):
-    """A service with the shipped network twice: `sure` is calibrated, `unsure` is not."""
+    """A service with the shipped network: `sure` is calibrated, version 2 with e times the nose's error; `unsure` is not."""
     store = tmp_path_factory.mktemp("store")
     described = re.sub(r"(?m)^\[calibration\]\n(.+\n)*", "", (SHIPPED / "model.toml").read_text())
-    for name, more in (("sure", CALIBRATION), ("unsure", "")):
-        (store / name / "1").mkdir(parents=True)
+    later = CALIBRATION.replace("[0.0, 0.1, ", "[1.0, 0.1, ")
+    for name, version, more in (("sure", "1", CALIBRATION), ("sure", "2", later), ("unsure", "1", "")):
+        folder = store / name / version
+        folder.mkdir(parents=True)
         for file in ("model.onnx", "golden.png"):
-            (store / name / "1" / file).symlink_to(SHIPPED / file)
-        text = described.replace('name = "lpn50"', f'name = "{name}"')
-        (store / name / "1/model.toml").write_text(text.replace("[keypoints]", f"{more}\n[keypoints]"))
+            (folder / file).symlink_to(SHIPPED / file)
+        text = described.replace('name = "lpn50"', f'name = "{name}"').replace('version = "1"', f'version = "{version}"')
+        (folder / "model.toml").write_text(text.replace("[keypoints]", f"{more}\n[keypoints]"))
     return start_service(model_store=store, detector="", default_model="sure", max_batch_crops=2).client
 
 
@@ -45,6 +47,13 @@ def test_each_joint_has_its_expected_error_in_pixels(calibrated, two_women):
     assert errors.shape == (2, 17)
     assert (errors > 0).all()
     np.testing.assert_array_equal(np.round(errors, 2), errors)
+
+
+def test_each_joint_has_the_calibration_of_its_own_and_the_latest_version_is_taken(calibrated, t_pose):
+    first, latest, second = (_errors(calibrated, t_pose, T_POSE, model=name)[0] for name in ("sure/1", "sure", "sure/2"))
+    assert (latest == second).all()
+    np.testing.assert_allclose(second[0] / first[0], np.e, rtol=0.01)
+    np.testing.assert_array_equal(second[1:], first[1:])
 
 
 def test_a_picture_of_twice_the_size_has_twice_the_error(calibrated, t_pose):

@@ -110,9 +110,10 @@ def test_a_decompression_bomb_is_refused_by_its_header(client, service):
     bomb = png(20_000, 20_000, bytes(2501 * 20_000))
     assert len(bomb) < 60_000
     before = service.metric("process_resident_memory_bytes")
+    service.forget_peak_memory()
     for _ in range(5):
         assert_problem(post(client, bomb), 413, "image_too_large", "20000 × 20000", "50,000,000")
-    assert service.metric("process_resident_memory_bytes") < before + 30e6
+    assert service.peak_memory < before + 30e6
 
 
 def written(picture: Image.Image, format_: str, **options: object) -> bytes:
@@ -141,12 +142,13 @@ def test_what_hides_in_a_small_picture_is_not_decoded(client, service):
         "colour table": (tables + bytes(2000), 422),
     }
     before = service.metric("process_resident_memory_bytes")
+    service.forget_peak_memory()
     for name, (data, status) in files.items():
         answer = post(client, data, boxes="1,1,9,9")
         assert answer.status_code == status, (name, answer.text)
         if status == 200:
             assert (answer.json()["images"][0]["width"], answer.json()["images"][0]["height"]) == (40, 30), name
-    assert service.metric("process_resident_memory_bytes") < before + 20e6
+    assert service.peak_memory < before + 20e6  # the second frame alone is 72 MB as the service reads it
 
 
 def test_a_picture_too_long_to_crop_is_refused(client):
@@ -486,16 +488,14 @@ def test_a_body_without_a_kind_is_an_unsupported_media_type(client, small):
     assert_problem(client.send(request), 415, "unsupported_media_type", "missing")
 
 
-@pytest.mark.parametrize(
-    "path", ["/nothing", "/v1", "/v1/pose/", "/v1/pose/x", "/v1/models/", "/..%2f..%2fetc/passwd", "/%00", "//"]
-)
+@pytest.mark.parametrize("path", ["/nothing", "/v1", "/v1/pose/", "/v1/pose/x", "/..%2f..%2fetc/passwd", "/%00", "//"])
 def test_another_path_is_not_found(client, path):
-    problem = client.get(path)
-    assert problem.status_code == 404
-    assert_problem(problem, 404, problem.json()["type"].removeprefix("/problems/"))
+    assert_problem(client.get(path), 404, "not_found")
 
 
-@pytest.mark.parametrize("path", ["/v1/models/nobody", "/v1/models/lpn50/999", "/v1/models/lpn50/1/2", "/v1/models/..%2f.."])
+@pytest.mark.parametrize(
+    "path", ["/v1/models/", "/v1/models/nobody", "/v1/models/lpn50/999", "/v1/models/lpn50/1/2", "/v1/models/..%2f.."]
+)
 def test_a_model_that_there_is_not_has_no_page(client, path):
     assert_problem(client.get(path), 404, "model_not_found")
 
@@ -522,10 +522,6 @@ def test_a_request_id_is_given_back_or_made(client):
     for given in ("", "x" * 129, "a b", "ä".encode(), "a/b", "<script>"):
         made = client.get("/livez", headers={"X-Request-ID": given}).headers["x-request-id"]
         assert re.fullmatch(r"[0-9a-f]{32}", made)
-
-
-def test_every_problem_of_the_table_has_a_status_of_its_class():
-    assert all(400 <= status < 600 and title for status, title in PROBLEMS.values())
 
 
 @pytest.mark.parametrize(

@@ -421,3 +421,18 @@ def test_crops_whose_callers_deadline_is_the_same_are_dropped_by_the_deadline():
     metrics = drive(work)
     assert value(metrics, "pose_dropped_crops_total", reason="deadline") == 2
     assert value(metrics, "pose_dropped_crops_total", reason="disconnect") == 0
+
+
+def test_a_slow_network_is_not_taken_for_one_that_stands_still(monkeypatch):
+    monkeypatch.setattr(scheduler, "_STALLED_SECONDS", 0.05)
+    monkeypatch.setattr(scheduler, "_TEND_SECONDS", 0.01)
+
+    async def work(s: Scheduler) -> None:
+        s.seconds_per_crop = 1  # 50 times that is the limit
+        gate = Gate()
+        job = asyncio.create_task(s.run(gate.network, crops(1), soon()))
+        await asyncio.sleep(0.3)
+        gate.opened.set()
+        await job
+
+    assert value(drive(work), "pose_inference_workers_replaced_total") == 0

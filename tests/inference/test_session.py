@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import pytest
 
-from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores, usable_memory
+from app.inference.session import throttled_seconds, usable_cores, usable_memory
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +52,25 @@ def test_without_a_cgroup_the_affinity_counts(tmp_path, monkeypatch):
     assert usable_cores(tmp_path / "nowhere") == 1
 
 
-def test_opencv_opens_no_pool():
-    take_one_thread_each()
-    assert cv2.getNumThreads() == 1
+def test_no_library_opens_a_pool():
+    program = (
+        "import os, app.__main__\n"
+        "from pathlib import Path\n"
+        "from app.inference.session import open_session, take_one_thread_each\n"
+        "import cv2, numpy as np\n"
+        "take_one_thread_each()\n"
+        "session = open_session(Path('model_store/lpn50/1/model.onnx').read_bytes())\n"
+        "session.run(None, {session.get_inputs()[0].name: np.zeros((2, 256, 192, 3), np.uint8)})\n"
+        "cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 5), np.ones((500, 500)) @ np.ones((500, 500))\n"
+        "print(len(os.listdir('/proc/self/task')))\n"
+    )
+    if not Path("/proc/self/task").exists():
+        pytest.skip("threads are counted by /proc")
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    counted = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
+    )
+    assert counted.stdout == "1\n", counted.stderr
 
 
 def test_throttled_time_is_read_from_either_kind_of_cgroup(tmp_path):

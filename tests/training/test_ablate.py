@@ -10,6 +10,7 @@ import pytest
 
 from training import ablate
 from training.config import Config
+from training.detector.train import Config as DetectorConfig
 from training.files import DataError
 
 CONFIGS = Path(__file__).parents[2] / "training/configs"
@@ -41,6 +42,8 @@ attention = false
 def test_every_config_of_the_repository_is_valid():
     for file in CONFIGS.glob("lpn*.toml"):
         assert Config.read(file).stages
+    for file in CONFIGS.glob("person-det*.toml"):
+        assert DetectorConfig.read(file).stages
     runs = ablate.variants(CONFIGS / "ablations.toml")
     assert len({run.folder for run in runs}) == len(runs) > 20
     budgets = {sum(stage.crops for stage in run.config.stages) for run in runs}
@@ -86,4 +89,18 @@ def test_runs_are_trained_and_compared_and_go_on_where_they_stopped(folder, monk
 def test_a_run_with_an_unknown_key_is_refused(folder):
     (folder / "runs.toml").write_text(ABLATIONS + "attentoin = false\n")
     with pytest.raises(DataError, match=r"runs.toml: .*(\n.*)*attentoin"):
+        ablate.variants(folder / "runs.toml")
+
+
+def test_results_of_another_config_are_not_taken(folder, monkeypatch):
+    command = ["ablate", str(folder / "runs.toml"), "--data", str(folder), "--out", str(folder / "out")]
+    monkeypatch.setattr("sys.argv", [*command, "--cache", str(folder / "cache"), "--device", "cpu"])
+    ablate.main()
+    text = (folder / "runs.toml").read_text()
+    (folder / "runs.toml").write_text(text.replace("sigma = 1.0", "sigma = 1.1"))
+    assert (folder / "runs.toml").read_text() != text
+    with pytest.raises(SystemExit, match=r"recipe/config.json is of another config"):
+        ablate.main()
+    (folder / "runs.toml").write_text(text + '[runs."recipe!"]\n[runs."recipe?"]\n')
+    with pytest.raises(DataError, match="names of runs must differ"):
         ablate.variants(folder / "runs.toml")

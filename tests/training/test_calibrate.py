@@ -59,9 +59,12 @@ def data(tmp_path):
     """Dev sets of three photos each, one person a photo, labelled anywhere."""
     rng = np.random.default_rng(2)
     (tmp_path / "data/dev").mkdir(parents=True)
-    photos = ("astronaut_384.png", "camera_400.png", "drawing_560x360.png")
+    photos = {"astronaut_384.png": (384, 384), "camera_400.png": (400, 400), "drawing_560x360.png": (560, 360)}
     for name in DEV_SETS:
-        images = [{"id": n, "file_name": p, "zip": "a.zip", "width": 300, "height": 300} for n, p in enumerate(photos)]
+        images = [
+            {"id": n, "file_name": photo, "zip": "a.zip", "width": width, "height": height}
+            for n, (photo, (width, height)) in enumerate(photos.items())
+        ]
         people = [
             {"id": n, "image_id": n, "bbox": [20, 20, 200, 250], "num_keypoints": 17, "iscrowd": 0, "area": 20000.0,
              "keypoints": np.hstack([rng.uniform(20, 220, (17, 2)), np.full((17, 1), 2)]).ravel().tolist()}

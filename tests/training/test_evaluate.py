@@ -93,6 +93,13 @@ def test_people_without_keypoints_and_crowds_count_for_nothing(reference_results
     assert oks.evaluate_results(truth, reference_results)[0]["ap"] == pytest.approx(0.8308580858, abs=1e-9)
 
 
+def test_annotations_may_be_numbered_from_nought(reference_results):
+    truth = json.loads((REFERENCE / "annotations_mini.json").read_text())
+    for number, annotation in enumerate(truth["annotations"]):
+        annotation["id"] = number
+    assert oks.evaluate_results(truth, reference_results)[0]["ap"] == pytest.approx(0.8308580858, abs=1e-9)
+
+
 def test_pictures_are_taken_a_few_at_a_time_and_given_in_their_order():
     taken = []
 
@@ -153,7 +160,7 @@ def test_a_running_service_is_measured_without_the_model_at_hand(coco_folder, se
 
 @pytest.mark.parametrize("flip_test", [False, True])
 def test_the_service_finds_what_the_stored_model_finds(service, flip_test):
-    picture = Picture({"file_name": "1.png"}, [], (REFERENCE / "astronaut_384.png").read_bytes())
+    picture = Picture({"file_name": "1.png", "width": 384, "height": 384}, [], (REFERENCE / "astronaut_384.png").read_bytes())
     boxes = np.array([[60.25, 10.0, 249.0, 359.0], [-20.0, 30.5, 180.0, 300.0]])
     model = PoseModel.load(STORED)
     ((_, local),) = local_estimator(model, [decoder_of(model)], [flip_test])(picture, boxes).items()
@@ -239,6 +246,58 @@ def test_the_same_heatmaps_are_decoded_in_every_way(coco_folder, monkeypatch, ca
     assert "argmax, quarter shift" in by_name
 
 
+def _with(folder, part, **fields):
+    content = json.loads((folder / "people.json").read_text())
+    content[part][0] |= fields
+    (folder / "people.json").write_text(json.dumps(content))
+
+
+def _without(folder, part, field):
+    content = json.loads((folder / "people.json").read_text())
+    del content[part][0][field]
+    (folder / "people.json").write_text(json.dumps(content))
+
+
+def test_other_categories_and_missing_counts_of_joints_are_no_matter(coco_folder, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "mine"
+    shutil.copytree(coco_folder, folder)
+    content = json.loads((folder / "people.json").read_text())
+    (person,) = content["annotations"]
+    del person["num_keypoints"]
+    person["category_id"] = 7
+    content["annotations"].append({"id": 2, "image_id": 1, "category_id": 8, "bbox": [0, 0, 9, 9], "area": 81})
+    content["categories"] = [{"id": 8, "name": "dog"}, {"id": 7, "name": "person"}]
+    (folder / "people.json").write_text(json.dumps(content))
+    monkeypatch.chdir(folder)
+    command = ["evaluate", "--annotations", "people.json", "--images", "images", "--store", str(STORED.parents[1])]
+    monkeypatch.setattr("sys.argv", command)
+    evaluate.main()
+    assert capsys.readouterr().out.splitlines()[2].startswith("| people | 1 | 1.000 [1.000, 1.000] | 1.000 |")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--data", ".", "--detections", "boxes.json"],
+        ["--annotations", "people.json", "--detections", "boxes.json", "--write"],
+        ["--annotations", "people.json", "--server", "http://127.0.0.1:1", "--write"],
+    ],
+)
+def test_options_that_would_mix_up_figures_are_refused(monkeypatch, capsys, options):
+    monkeypatch.setattr("sys.argv", ["evaluate", *options])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert "error: --" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("server", ["http://127.0.0.1:1", "127.0.0.1:8000"])
+def test_a_service_that_is_not_there_is_told_in_one_line(coco_folder, monkeypatch, server):
+    monkeypatch.chdir(coco_folder)
+    monkeypatch.setattr("sys.argv", ["evaluate", "--annotations", "people.json", "--images", "images", "--server", server])
+    with pytest.raises(SystemExit, match=f"^{server} gives no answer: [^\n]+$"):
+        evaluate.main()
+
+
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
@@ -249,6 +308,12 @@ def test_the_same_heatmaps_are_decoded_in_every_way(coco_folder, monkeypatch, ca
         (lambda folder: (folder / "people.json").write_text('{"images": ['), "people.json is not JSON"),
         (lambda folder: (folder / "people.json").write_text("[]"), "people.json is not a COCO file"),
         (lambda folder: (folder / "people.json").write_text('{"images": [], "annotations": []}'), "people.json holds nobody"),
+        (lambda folder: _without(folder, "images", "width"), "people.json: an image or annotation has no 'width'"),
+        (lambda folder: _without(folder, "annotations", "image_id"), "people.json: an image or annotation has no 'image_id'"),
+        (lambda folder: _without(folder, "annotations", "area"), "people.json: annotation 1 has keypoints and no area"),
+        (lambda folder: _with(folder, "annotations", keypoints=[1] * 63), "annotation 1 has 63 numbers for 17 keypoints"),
+        (lambda folder: _with(folder, "annotations", bbox=[1, 2, 3]), "annotation 1 has a box of 3 numbers"),
+        (lambda folder: _with(folder, "images", width=300), "1.png has 384 × 384 pixels before any turn"),
         (lambda folder: (folder / "boxes.json").write_text('[{"image_id": 1}]'), "boxes.json is no list of detections"),
         (lambda folder: (folder / "boxes.json").write_text("[]"), "no box in any picture of people.json"),
         (lambda folder: (folder / "boxes.json").write_text("{"), "boxes.json is no list of detections"),

@@ -15,14 +15,17 @@ import pytest
 import torch
 
 from training import trainer
+from training.augment import Augmentation, augmented_batch
 from training.config import Config
 from training.data import cached_people
 from training.files import DataError, write_whole
 from training.loss import heatmap_loss, target_heatmaps
 from training.lpn import LPN
-from training.schedule import epoch_order
-from training.train import Run, losses_of, main
+from training.pixels import normalised
+from training.schedule import epoch_order, learning_rate
+from training.train import Run, _new_optimizer, losses_of, main
 from training.trainer import Place
+from training.weights import read_lpn
 
 CONFIG = """
 seed = 3
@@ -273,3 +276,56 @@ def test_a_process_killed_while_it_writes_leaves_the_file_that_was_there(tmp_pat
     killed = subprocess.run([sys.executable, "-c", code, str(file)], cwd=Path(__file__).parents[2])
     assert killed.returncode == -9
     assert file.read_bytes() == b"before"
+
+
+def test_the_learning_rate_warms_up_and_falls_like_half_a_cosine():
+    rates = [learning_rate(2.0, 4, step, 104) for step in range(104)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert rates[4] == 2.0
+    assert rates[54] == pytest.approx(2.0 * (0.01 + 0.99 / 2))
+    assert rates[103] == pytest.approx(0.02, abs=0.001)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_norms_and_biases_are_not_decayed():
+    model = LPN(50)
+    decayed, plain = _new_optimizer(model).param_groups
+    assert (decayed["weight_decay"] > 0, plain["weight_decay"]) == (True, 0)
+    assert {parameter.ndim for parameter in decayed["params"]} == {4}
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+def test_a_teacher_moves_the_loss_by_its_share(tmp_path):
+    torch.manual_seed(0)
+    teacher = LPN(50)
+    torch.nn.init.normal_(teacher.final_layer.weight, std=1.0)
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    model, stage = LPN(50), Config.model_validate(tomllib.loads(CONFIG)).stages[0]
+    crops = torch.randint(0, 255, (2, 64, 48, 3), dtype=torch.uint8)
+    losses = []
+    for share in (0.0, 0.5, 1.0):
+        more = f'[distillation]\nweights = "{tmp_path}/teacher.pth"\nshare = {share}\n'
+        config = Config.model_validate(tomllib.loads(CONFIG.replace("[sets]", more + "[sets]")))
+        run = Run(config, Path(), Path(), Place(Path()), torch.device("cpu"), True, False)
+        with torch.no_grad():
+            losses.append(float(losses_of(run, model, stage)(crops, torch.full((2, 17, 2), 20.0), torch.ones(2, 17))))
+    assert abs(losses[0] - losses[2]) > 1e-3
+    assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2, rel=0.05)
+
+
+def test_training_lowers_the_loss(data, tmp_path, monkeypatch):
+    stage = CONFIG[CONFIG.index("[[stages]]") : CONFIG.rindex("[[stages]]")].replace("crops = 16", "crops = 160")
+    config = CONFIG[: CONFIG.index("[[stages]]")] + stage + "average = 0.5\n"
+    _run(data, tmp_path, monkeypatch, "run", config=config)
+    people = cached_people(data / "train/drawn.json", tmp_path / "cache", 64)
+    batch = augmented_batch(
+        [people], [(0, index) for index in range(len(people))], 64, Augmentation.none(), np.random.default_rng(0)
+    )
+    targets = target_heatmaps(torch.from_numpy(batch.keypoints) / 4, 16, 12, 1.0)
+    torch.manual_seed(3)
+    losses = []
+    for model in (LPN(50), read_lpn(tmp_path / "run/weights.pth")):
+        with torch.no_grad():
+            heatmaps = model.train()(normalised(torch.from_numpy(batch.crops)))
+        losses.append(float(heatmap_loss(heatmaps, targets, torch.from_numpy(batch.weights), 1.0)))
+    assert losses[1] < 0.8 * losses[0]

@@ -28,7 +28,7 @@ from training.accuracy import record
 from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import Picture, read_annotations, read_pictures
 from training.detector.data import is_ignored
-from training.files import write_whole
+from training.files import make_folder, write_whole
 from training.plots import precision_recall_plot
 
 Float64 = npt.NDArray[np.float64]
@@ -78,7 +78,11 @@ def compared(truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[dict
 
     Crowds and boxes that may be crowds count neither for nor against.
     """
-    annotations = [annotation | {"iscrowd": int(is_ignored(annotation))} for annotation in truth["annotations"]]
+    # Numbered from 1: COCOeval takes what matches annotation 0 for unmatched.
+    annotations = [
+        annotation | {"id": number, "iscrowd": int(is_ignored(annotation))}
+        for number, annotation in enumerate(truth["annotations"], 1)
+    ]
     if not results:
         results = [{"image_id": truth["images"][0]["id"], "category_id": 1, "bbox": [0, 0, 0, 0], "score": 0.0}]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -111,7 +115,7 @@ def threshold_for(scores: list[float], photos: int, boxes_per_photo: float) -> f
     ordered = sorted(scores, reverse=True)
     allowed = int(boxes_per_photo * photos + 1e-9)
     first_too_many = ordered[allowed] if len(ordered) > allowed else 0.0
-    return float(np.floor(first_too_many * 100) / 100 + 0.01)
+    return float(np.floor(first_too_many * 100 + 1e-9) / 100 + 0.01)
 
 
 def figures(
@@ -150,7 +154,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     rows = figures(measures, truth, nobody, photos, threshold)
     print(report(rows, truth, nobody, photos))
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        make_folder(arguments.out)
         write_whole(arguments.out / "detections.json", json.dumps(results))
         curves = {f"{detector.description.id}, AP50 {measures['ap50']:.3f}": precision}
         write_whole(arguments.out / "precision_recall.png", precision_recall_plot(curves))

@@ -6,7 +6,6 @@ its number alone, not on how many are made or by how many threads.
 
 import argparse
 import json
-import os
 import sys
 import time
 import zipfile
@@ -18,9 +17,10 @@ import cv2
 import numpy as np
 import torch
 
+from app.inference.session import usable_cores
 from training.command import one_line_faults
 from training.data import in_order
-from training.files import whole_file, write_whole
+from training.files import make_folder, whole_file, write_whole
 from training.keypoints import NAMES, SKELETON
 from training.synthetic.studio import Studio
 
@@ -41,7 +41,7 @@ def group(studio: Studio, number: int, count: int, seed: int) -> list[tuple[byte
 
 def write_set(studio: Studio, count: int, seed: int, out: Path, threads: int) -> None:
     """Write pictures 0 … count - 1 as the set `rendered`. Raises DataError."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     images: list[dict[str, Any]] = []
     people: list[dict[str, Any]] = []
     started = told = time.monotonic()
@@ -56,7 +56,7 @@ def write_set(studio: Studio, count: int, seed: int, out: Path, threads: int) ->
             name = f"{number:06d}.webp"
             archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo: without the time, for the same bytes again
             images.append({"id": number, "file_name": name, "zip": "rendered-0.zip", "width": width, "height": height})
-            people += [{"id": len(people) + place, "image_id": number, **person} for place, person in enumerate(seen)]
+            people += [{"id": len(people) + place + 1, "image_id": number, **person} for place, person in enumerate(seen)]
             now = time.monotonic()
             if now - told > _REPORT_SECONDS or number == count - 1:
                 labelled = sum(person["num_keypoints"] > 0 for person in people)
@@ -91,7 +91,7 @@ def main() -> None:
     device = torch.device(arguments.device)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    threads = len(os.sched_getaffinity(0)) if device.type == "cpu" else 2
+    threads = usable_cores() if device.type == "cpu" else 2
     with one_line_faults():
         studio = Studio.open(arguments.assets, arguments.hdm05, arguments.backgrounds, device)
         write_set(studio, arguments.count, arguments.seed, arguments.out, threads)

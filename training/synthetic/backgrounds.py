@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.data import Picture, read_pictures
+from training.files import DataError
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -24,13 +25,17 @@ class Photo:
 
 
 def read_photos(files: list[Path]) -> list[Photo]:
-    """The photos of COCO files, without those whose people are not all boxed. Raises DataError."""
-    return [
+    """The photos of COCO files, without those whose people are not surely all boxed. Raises DataError."""
+    photos = [
         _photo(picture)
         for file in files
         for picture in read_pictures(file)
-        if picture.image.get("persons_complete", True) and not any(each.get("iscrowd", 0) for each in picture.annotations)
+        if picture.image.get("persons_complete", not picture.annotations)
+        and not any(each.get("iscrowd", 0) for each in picture.annotations)
     ]
+    if files and not photos:
+        raise DataError(f"{files[0]} holds no photo of nobody, and none whose people are all boxed (persons_complete)")
+    return photos
 
 
 def _photo(picture: Picture) -> Photo:

@@ -1,8 +1,19 @@
 """The detector's figures on boxes that are known."""
 
-import pytest
+import json
+import re
+import tomllib
 
-from training.detector.evaluate import compared, figures, threshold_for
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from app.inference.model_store import load_model
+from training.detector.evaluate import compared, figures, main, threshold_for
+from training.detector.export import export
+from training.detector.network import PersonDetector
+from training.export import halved_weights
 from training.plots import precision_recall_plot
 
 TRUTH = {
@@ -69,3 +80,33 @@ def test_the_card_has_all_figures():
     assert rows["recall_keypoints_over_32"] == 1
     assert rows["nobody_boxes"] == 0.1
     assert precision_recall_plot({"drawn": precision}).startswith(b"\x89PNG")
+
+
+def test_annotations_may_be_numbered_from_nought():
+    truth = {**TRUTH, "annotations": [each | {"id": each["id"] - 1} for each in TRUTH["annotations"]]}
+    assert compared(truth, EXACT)[0]["ap"] == pytest.approx(1)
+    assert sorted(compared(truth, EXACT)[1].scores.tolist()) == [0.4, 0.6, 0.9]
+
+
+@pytest.mark.filterwarnings("default")  # PyTorch's exporter warns of its own future
+def test_the_command_measures_records_and_draws(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(1)
+    folder = export(halved_weights(PersonDetector(16).state_dict()), tmp_path / "store", "person-det", "1")
+    photo = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8))[1].tobytes()
+    person = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 60, 110], "area": 4000, "iscrowd": 0}
+    for name, people in (("pose/dev/coco", [person]), ("detect/dev/nobody", [])):
+        file = tmp_path / f"{name}.json"
+        file.parent.mkdir(parents=True)
+        (file.parent / "1.png").write_bytes(photo)
+        images = [{"id": 1, "file_name": "1.png", "width": 160, "height": 120}]
+        file.write_text(json.dumps({"images": images, "annotations": people}))
+    command = ["evaluate", "--model", "person-det", "--store", str(tmp_path / "store"), "--data", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*command, "--out", str(tmp_path / "out"), "--write"])
+    main()
+    threshold = re.search(r"\| threshold \| ([\d.]+) \|", capsys.readouterr().out)[1]
+    description = tomllib.loads((folder / "model.toml").read_text())
+    assert description["detection"]["threshold"] == pytest.approx(float(threshold))
+    assert description["accuracy"]["coco"]["ap"] >= 0
+    assert load_model(folder).description.detection.threshold == description["detection"]["threshold"]
+    assert isinstance(json.loads((tmp_path / "out/detections.json").read_text()), list)
+    assert cv2.imread(str(tmp_path / "out/precision_recall.png")) is not None

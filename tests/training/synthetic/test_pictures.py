@@ -1,13 +1,16 @@
 """Pictures: the nearest is seen, keypoints project where they must, and labels know what hides what."""
 
+import json
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from training.files import DataError
 from training.keypoints import MIRROR
-from training.synthetic.backgrounds import Photo, background
+from training.synthetic.backgrounds import Photo, background, read_photos
 from training.synthetic.body import mirrored
 from training.synthetic.camera import Camera, Light
 from training.synthetic.labels import annotations
@@ -163,3 +166,19 @@ def test_of_photos_with_people_the_parts_beside_them_are_taken():
     beside = [part for part in parts if part.std() < 1]  # the others are gradients
     assert len(beside) > 10
     assert all((part == 0).all() for part in beside)
+
+
+def test_photos_whose_people_may_not_all_be_boxed_are_no_backgrounds(tmp_path):
+    cv2.imwrite(str(tmp_path / "1.png"), np.zeros((20, 30, 3), np.uint8))
+    image = {"id": 1, "file_name": "1.png", "width": 30, "height": 20}
+    person = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}
+
+    def photos(people: list[dict], **told: bool) -> int:
+        (tmp_path / "a.json").write_text(json.dumps({"images": [image | told], "annotations": people}))
+        return len(read_photos([tmp_path / "a.json"]))
+
+    assert photos([]) == 1
+    assert photos([person], persons_complete=True) == 1
+    for people, told in (([person], {}), ([person], {"persons_complete": False}), ([], {"persons_complete": False})):
+        with pytest.raises(DataError, match=r"a\.json holds no photo of nobody"):
+            photos(people, **told)
