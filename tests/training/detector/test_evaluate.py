@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from app.inference.model_store import load_model
-from training.detector.evaluate import compared, figures, main, threshold_for
+from training.detector.evaluate import compared, figures, main, posed, threshold_for
 from training.detector.export import export
 from training.detector.network import PersonDetector
 from training.export import halved_weights
@@ -110,3 +110,8 @@ def test_the_command_measures_records_and_draws(tmp_path, monkeypatch, capsys):
     assert load_model(folder).description.detection.threshold == description["detection"]["threshold"]
     assert isinstance(json.loads((tmp_path / "out/detections.json").read_text()), list)
     assert cv2.imread(str(tmp_path / "out/precision_recall.png")) is not None
+
+
+def test_poses_are_measured_from_the_best_boxes_of_each_picture():
+    results = [{"image_id": image, "score": 1 - place / 30} for image in (1, 2) for place in range(30)]
+    assert posed([*results, {"image_id": 3, "score": 0.04}]) == results[:20] + results[30:50]
