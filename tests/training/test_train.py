@@ -328,4 +328,4 @@ def test_training_lowers_the_loss(data, tmp_path, monkeypatch):
         with torch.no_grad():
             heatmaps = model.train()(normalised(torch.from_numpy(batch.crops)))
         losses.append(float(heatmap_loss(heatmaps, targets, torch.from_numpy(batch.weights), 1.0)))
-    assert losses[1] < 0.8 * losses[0]
+    assert losses[1] < losses[0] - 0.2  # of which most is the entropy of the targets
