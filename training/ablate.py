@@ -1,7 +1,7 @@
 """Short runs that differ in one thing: `python -m training.ablate CONFIG.toml --data DIR --out DIR`.
 
 The config names a base, what all runs change of it, and what each run changes more. Every run sees as many crops. They go one
-by one and on where they were stopped; the table compares their AP on dev/coco with the first run's, over the same pictures.
+by one and on where they were stopped; tables compare them on the dev sets with the first run, over the same pictures.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.vision import box, crop, heatmap
-from training.accuracy import Accuracy, interval
+from training.accuracy import Accuracy, difference, joint_table
 from training.command import one_line_faults
 from training.config import Config
 from training.data import ASPECT, Picture
 from training.estimators import PLAIN, Estimator, Float64
-from training.evaluate import evaluate_set, labelled_boxes
+from training.evaluate import dev_sets, evaluate_set, labelled_boxes
 from training.files import DataError, make_folder, write_whole
 from training.lpn import HEATMAP_STRIDE, LPN
 from training.pixels import normalised
@@ -105,33 +105,40 @@ def torch_estimator(model: LPN, height: int, device: torch.device) -> Estimator:
     return estimate
 
 
-def measured(run: Run) -> Accuracy:
-    """The accuracy of a finished run on dev/coco, measured once and then read from its folder."""
+def measured(run: Run) -> dict[str, Accuracy]:
+    """The accuracy of a finished run on every dev set, measured once and then read from its folder."""
     file = run.place.folder / "accuracy.json"
     if not file.exists():
         model = read_lpn(run.place.folder / "weights.pth", run.config.depth, run.config.attention).to(run.device).eval()
         estimate = torch_estimator(model, run.config.stages[-1].height, run.device)
-        accuracy = evaluate_set(run.data / "dev/coco.json", None, labelled_boxes, estimate)[PLAIN]
-        draws = {name: values.tolist() for name, values in accuracy.draws.items()}
-        write_whole(file, json.dumps({"people": accuracy.people, "measures": accuracy.measures, "draws": draws}))
+        found = {
+            name: evaluate_set(annotations, None, labelled_boxes, estimate)[PLAIN]
+            for name, annotations in dev_sets(run.data).items()
+        }
+        write_whole(file, json.dumps({name: dataclasses.asdict(accuracy) for name, accuracy in found.items()}, default=list))
     content = json.loads(file.read_text())
-    draws = {name: np.array(values) for name, values in content["draws"].items()}
-    return Accuracy(content["people"], content["measures"], draws)
+    return {
+        name: Accuracy(**{**fields, "draws": {measure: np.array(values) for measure, values in fields["draws"].items()}})
+        for name, fields in content.items()
+    }
 
 
-def table(rows: dict[str, tuple[Config, Accuracy]]) -> str:
-    """The runs as Markdown; each with its difference to the first."""
-    lines = ["| run | crops | AP | AP50 | PCK@0.2 | AP − first |", "| --- " * 6 + "|"]
-    first = next(iter(rows.values()))[1] if rows else None
-    for name, (config, accuracy) in rows.items():
-        crops = sum(stage.crops for stage in config.stages)
-        cells = [f"{accuracy.measures[key]:.3f}" for key in ("ap", "ap50", "pck")]
-        difference = ""
-        if first is not None and accuracy is not first:
-            low, high = interval(accuracy.draws["ap"] - first.draws["ap"])
-            difference = f"{accuracy.measures['ap'] - first.measures['ap']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        lines.append(f"| {name} | {crops:,} | {' | '.join(cells)} | {difference} |")
-    return "\n".join(lines) + "\n"
+def tables(rows: dict[str, dict[str, Accuracy]], budget: int) -> str:
+    """The runs as Markdown: AP on coco, PCK on every set, each with its difference to the first run's; and PCK by joint."""
+    first = next(iter(rows.values()))
+    sets = [name for name, accuracy in first.items() if "pck" in accuracy.measures]
+    text = [f"{budget:,} crops each.", ""]
+    heads = ["AP, coco", "− first", *(head for name in sets for head in (f"PCK@0.2, {name}", "− first"))]
+    text += [f"| run | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
+    for name, found in rows.items():
+        cells = []
+        for set_, measure in [("coco", "ap"), *((set_, "pck") for set_ in sets)]:
+            cells += [f"{found[set_].measures[measure]:.3f}", difference(found[set_], first[set_], measure)]
+        text.append(f"| {name} | {' | '.join(cells)} |")
+    for set_ in sets:
+        by_joint = joint_table({name: found[set_].by_joint for name, found in rows.items()})
+        text += ["", f"PCK@0.2 by joint, {set_}:", "", by_joint]
+    return "\n".join(text) + "\n"
 
 
 def _claim(file: Path, config: Config) -> None:
@@ -146,7 +153,7 @@ def ablate(arguments: argparse.Namespace) -> None:
     """Train and measure every run, and write the table anew after each. Raises DataError."""
     device = torch.device(arguments.device)
     whole = place_of(arguments.out, arguments.minutes)
-    rows = {}
+    rows: dict[str, dict[str, Accuracy]] = {}
     for variant in variants(arguments.config):
         place = dataclasses.replace(whole, folder=arguments.out / variant.folder)
         on_device = device.type == "cuda"
@@ -156,9 +163,10 @@ def ablate(arguments: argparse.Namespace) -> None:
         if not (place.folder / "weights.pth").exists() and not train(run, arguments.start):
             log.info("stopped in %s; the same command goes on", variant.name)
             return
-        rows[variant.name] = variant.config, measured(run)
-        write_whole(arguments.out / "table.md", table(rows))
-        log.info("%s\n%s", variant.name, table(rows))
+        rows[variant.name] = measured(run)
+        text = tables(rows, sum(stage.crops for stage in variant.config.stages))
+        write_whole(arguments.out / "table.md", text)
+        log.info("%s\n%s", variant.name, text)
 
 
 def main() -> None:

@@ -23,11 +23,12 @@ _SEED = 12
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """The measures of one set, and those with an interval once more for each draw of pictures [1000]."""
+    """The measures of one set, those with an interval for each draw of pictures [1000] too, and PCK by kind of joint."""
 
     people: int
     measures: dict[str, float]
     draws: dict[str, Float64]
+    by_joint: dict[str, float]
 
     @property
     def figures(self) -> dict[str, float]:
@@ -89,6 +90,15 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def joint_table(rows: dict[str, dict[str, float]]) -> str:
+    """PCK by kind of joint as a Markdown table; empty where a row has no such joint labelled."""
+    kinds = list(dict.fromkeys(kind for shares in rows.values() for kind in shares))
+    lines = [f"|  | {' | '.join(kinds)} |", "| --- " * (1 + len(kinds)) + "|"]
+    for name, shares in rows.items():
+        lines.append(f"| {name} | {' | '.join(f'{shares[kind]:.3f}' if kind in shares else '' for kind in kinds)} |")
+    return "\n".join(lines)
+
+
 def _cell(figures: dict[str, float], key: str) -> str:
     value = figures.get(key, -1.0)
     if value < 0:  # COCOeval's -1: no such people
@@ -102,15 +112,16 @@ def decoder_table(rows: dict[str, tuple[Accuracy, Accuracy]], kept: str) -> str:
     lines = ["| decoder | AP | AP50 | AP75 | AP − kept | AP, flip test | AP − kept |", "| --- " * 7 + "|"]
     for name, (plain, flipped) in rows.items():
         values = [plain.measures[key] for key in ("ap", "ap50", "ap75")]
-        cells = [f"{value:.3f}" for value in values] + [_difference(plain, rows[kept][0])]
-        cells += [f"{flipped.measures['ap']:.3f}", _difference(flipped, rows[kept][1])]
+        cells = [f"{value:.3f}" for value in values] + [difference(plain, rows[kept][0])]
+        cells += [f"{flipped.measures['ap']:.3f}", difference(flipped, rows[kept][1])]
         lines.append(f"| {name}{', kept' if name == kept else ''} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _difference(one: Accuracy, other: Accuracy) -> str:
-    low, high = interval(one.draws["ap"] - other.draws["ap"])
-    return "" if one is other else f"{one.measures['ap'] - other.measures['ap']:+.3f} [{low:+.3f}, {high:+.3f}]"
+def difference(one: Accuracy, other: Accuracy, measure: str = "ap") -> str:
+    """How much more of a measure one has than the other, with the interval over the same pictures; empty for the same one."""
+    low, high = interval(one.draws[measure] - other.draws[measure])
+    return "" if one is other else f"{one.measures[measure] - other.measures[measure]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def record(model_file: Path, rows: dict[str, dict[str, float]]) -> None:

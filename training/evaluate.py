@@ -23,11 +23,12 @@ import numpy.typing as npt
 from app.inference.pose import PoseModel, person_scores
 from app.inference.session import take_one_thread_each
 from app.vision import box
-from training.accuracy import Accuracy, decoder_table, record, share_draws, table
+from training.accuracy import Accuracy, decoder_table, joint_table, record, share_draws, table
 from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import ASPECT, Picture, in_order, read_annotations, read_pictures
 from training.estimators import FLIPPED, PLAIN, Estimator, all_decoders, decoder_of, local_estimator, server_estimator
 from training.files import DataError
+from training.keypoints import NAMES
 from training.oks import evaluate_results, suppress_twins
 
 Float64 = npt.NDArray[np.float64]
@@ -46,11 +47,11 @@ class Boxes:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What one way of finding keypoints gave: results as COCO has them, their boxes' areas, and the PCK hits of pictures."""
+    """What one way of finding keypoints gave: results as COCO has them, their boxes' areas, and `torso_hits`."""
 
     results: list[dict[str, Any]]
     areas: list[float]
-    hits: list[npt.NDArray[np.bool_]]
+    hits: list[Float64]
 
 
 def labelled_people(picture: Picture) -> tuple[list[dict[str, Any]], Float64]:
@@ -126,7 +127,7 @@ def evaluate_set(
                 so_far.areas.extend(areas)
                 so_far.results.extend(_as_results(picture, keypoints, boxes))
                 if boxes_of is labelled_boxes:
-                    so_far.hits.append(np.concatenate([[], *torso_hits(labelled_people(picture)[0], keypoints)]).astype(bool))
+                    so_far.hits.append(torso_hits(labelled_people(picture)[0], keypoints))
     if not ways:
         raise DataError(f"there is no box in any picture of {annotation_file}")
     return {way: _accuracy(ground_truth, found) for way, found in ways.items()}
@@ -143,29 +144,44 @@ def _as_results(picture: Picture, keypoints: Float64, boxes: Boxes) -> list[dict
 def _accuracy(ground_truth: dict[str, Any], found: _Found) -> Accuracy:
     measures, ap = evaluate_results(ground_truth, suppress_twins(found.results, found.areas))
     draws = {"ap": ap}
-    if any(hits.size for hits in found.hits):
-        measures["pck"] = float(np.concatenate(found.hits).mean())
-        draws["pck"] = share_draws(found.hits)
+    by_joint: dict[str, float] = {}
+    labelled = [hits[~np.isnan(hits)] > 0 for hits in found.hits]
+    if any(hits.size for hits in labelled):
+        measures["pck"] = float(np.concatenate(labelled).mean())
+        draws["pck"] = share_draws(labelled)
+        by_joint = _pck_by_joint(np.concatenate(found.hits))
     people = sum(_counts(annotation) for annotation in ground_truth["annotations"])
-    return Accuracy(people, measures, draws)
+    return Accuracy(people, measures, draws, by_joint)
 
 
-def torso_hits(people: list[dict[str, Any]], keypoints: Float64) -> list[npt.NDArray[np.bool_]]:
-    """For each of people with a torso: which labelled joints are found, in `keypoints` [N, 17, 3], within 0.2 of it.
+def _pck_by_joint(hits: Float64) -> dict[str, float]:
+    """The share of hits, as `torso_hits` gives them, of each kind of joint that is labelled; left and right are one kind."""
+    kinds: dict[str, list[int]] = {}
+    for joint, name in enumerate(NAMES):
+        kinds.setdefault(name.removeprefix("left_").removeprefix("right_"), []).append(joint)
+    of_kinds = {kind: hits[:, joints] for kind, joints in kinds.items()}
+    return {kind: float(np.nanmean(each)) for kind, each in of_kinds.items() if not np.isnan(each).all()}
+
+
+def torso_hits(people: list[dict[str, Any]], keypoints: Float64) -> Float64:
+    """For each of the M people with a torso: which joints are found, in `keypoints` [N, 17, 3], within 0.2 of it.
+
+    [M, 17]: 1 for found, 0 for missed, nan for unlabelled.
 
     The torso is the distance from the left shoulder to the right hip, or across the other way where one is unlabelled.
     PCK@0.2 is the share of hits among all labelled joints of all these people together.
     """
-    hits = []
+    hits: list[Float64] = []
     for person, found in zip(people, keypoints, strict=True):
         labels = np.array(person["keypoints"], np.float64).reshape(-1, 3)
         labelled = labels[:, 2] > 0
         for shoulder, hip in ((5, 12), (6, 11)):
             if labelled[shoulder] and labelled[hip]:
                 torso = np.linalg.norm(labels[shoulder, :2] - labels[hip, :2])
-                hits.append(np.linalg.norm(found[:, :2] - labels[:, :2], axis=1)[labelled] <= 0.2 * torso)
+                near = np.linalg.norm(found[:, :2] - labels[:, :2], axis=1) <= 0.2 * torso
+                hits.append(np.where(labelled, near, np.nan))
                 break
-    return hits
+    return np.array(hits).reshape(-1, len(NAMES))
 
 
 def _shown(results: Iterable[Any], annotation_file: Path) -> Iterable[Any]:
@@ -223,6 +239,9 @@ def _measure(arguments: argparse.Namespace) -> None:
         return
     figures = {name + _way(f): found[name][_way(f)].figures for f in flip_tests for name in found}
     print(table(figures))
+    by_joint = {name + _way(f): found[name][_way(f)].by_joint for f in flip_tests for name in found}
+    if any(by_joint.values()):
+        print(f"\nPCK@0.2 by joint:\n\n{joint_table(by_joint)}")
     if arguments.write:
         record(model_folder(arguments.store, arguments.model) / "model.toml", figures)
 

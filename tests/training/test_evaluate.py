@@ -63,7 +63,9 @@ def test_torso_hits_count_joints_within_a_fifth_of_the_torso():
     found = np.zeros((1, 17, 3))
     found[0, [5, 12, 9], :2] = [[0, 9.9], [30, 40], [60, 10.1]]
     person = {"keypoints": labels.ravel().tolist(), "num_keypoints": 3}
-    np.testing.assert_array_equal(evaluate.torso_hits([person], found), [[True, False, True]])
+    expected = np.full((1, 17), np.nan)
+    expected[0, [5, 9, 12]] = [1, 0, 1]
+    np.testing.assert_array_equal(evaluate.torso_hits([person], found), expected)
 
 
 def test_the_torso_goes_across_the_other_way_where_a_joint_is_unlabelled():
@@ -72,7 +74,7 @@ def test_the_torso_goes_across_the_other_way_where_a_joint_is_unlabelled():
     found = np.zeros((1, 17, 3))
     found[0, [6, 11, 12], :2] = [[9.9, 0], [30, 50.1], [0, 40]]
     person = {"keypoints": labels.ravel().tolist(), "num_keypoints": 3}
-    np.testing.assert_array_equal(evaluate.torso_hits([person], found), [[True, False, True]])
+    np.testing.assert_array_equal(evaluate.torso_hits([person], found)[0, [6, 11, 12]], [1, 0, 1])
 
 
 def test_someone_outside_the_picture_leaves_the_others_with_their_boxes():
@@ -137,6 +139,20 @@ def coco_folder(tmp_path_factory):
         json.dumps([{"image_id": 1, "category_id": 1, "bbox": clipped, "score": 0.9}, {"image_id": 1, "category_id": 2}])
     )
     return folder
+
+
+def test_pck_is_told_for_each_kind_of_joint(coco_folder):
+    truth = json.loads((coco_folder / "people.json").read_text())["annotations"][0]["keypoints"]
+    found = np.array(truth).reshape(1, 17, 3)
+    found[0, [0, 13], :2] += 1000  # the nose and the left knee
+    ways = evaluate.evaluate_set(
+        coco_folder / "people.json", coco_folder / "images", evaluate.labelled_boxes, lambda *_: {"": found}
+    )
+    by_joint = ways[""].by_joint
+    assert (by_joint.pop("nose"), by_joint.pop("knee")) == (0, 0.5)
+    assert len(by_joint) == 7
+    assert set(by_joint.values()) == {1}
+    assert ways[""].measures["pck"] == pytest.approx(15 / 17)
 
 
 @pytest.mark.parametrize("detections", [[], ["--detections", "boxes.json"]])
