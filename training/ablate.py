@@ -6,6 +6,7 @@ by one and on where they were stopped; tables compare them on the dev sets with 
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import logging
 import tomllib
@@ -25,7 +26,7 @@ from training.data import ASPECT, Picture
 from training.estimators import PLAIN, Estimator, Float64
 from training.evaluate import dev_sets, evaluate_set, labelled_boxes
 from training.files import DataError, make_folder, write_whole
-from training.lpn import HEATMAP_STRIDE, LPN
+from training.lpn import BETA, HEATMAP_STRIDE, LPN
 from training.pixels import normalised
 from training.train import Run, train
 from training.trainer import place_of, prepare_training, training_parser
@@ -98,7 +99,7 @@ def torch_estimator(model: LPN, height: int, device: torch.device) -> Estimator:
             pixels = normalised(torch.from_numpy(crops[start : start + _BATCH]).to(device))
             with torch.inference_mode():
                 maps.append(model(pixels).float().cpu().numpy())
-        found = heatmap.decode(np.concatenate(maps), 160.0, True)
+        found = heatmap.decode(np.concatenate(maps), BETA, True)
         places = box.to_picture(found[..., :2], centres, sizes, *map_size)
         return {PLAIN: np.concatenate([places, found[..., 2:]], axis=2)}
 
@@ -141,11 +142,14 @@ def tables(rows: dict[str, dict[str, Accuracy]], budget: int) -> str:
     return "\n".join(text) + "\n"
 
 
-def _claim(file: Path, config: Config) -> None:
-    """Write a run's config into its folder. Raises DataError where another is there: its results are another run's."""
-    written = config.model_dump_json(indent=1)
+def _claim(file: Path, config: Config, start: str | None) -> None:
+    """Write what makes a run what it is into its folder: its config and the hash of the weights that it starts from.
+
+    Raises DataError where something else is there: its results are another run's.
+    """
+    written = json.dumps({"start": start, "config": config.model_dump(mode="json")}, indent=1)
     if file.exists() and file.read_text() != written:
-        raise DataError(f"{file} is of another config; give another --out or remove {file.parent}")
+        raise DataError(f"{file} is of another config or start; give another --out or remove {file.parent}")
     write_whole(file, written)
 
 
@@ -153,12 +157,16 @@ def ablate(arguments: argparse.Namespace) -> None:
     """Train and measure every run, and write the table anew after each. Raises DataError."""
     device = torch.device(arguments.device)
     whole = place_of(arguments.out, arguments.minutes)
+    try:
+        start = hashlib.sha256(arguments.start.read_bytes()).hexdigest() if arguments.start else None
+    except OSError as error:
+        raise DataError(f"{arguments.start} cannot be read: {error.strerror}") from error
     rows: dict[str, dict[str, Accuracy]] = {}
     for variant in variants(arguments.config):
         place = dataclasses.replace(whole, folder=arguments.out / variant.folder)
         on_device = device.type == "cuda"
         make_folder(place.folder)
-        _claim(place.folder / "config.json", variant.config)
+        _claim(place.folder / "config.json", variant.config, start)
         run = Run(variant.config, arguments.data, arguments.cache, place, device, on_device, compiled=False)
         if not (place.folder / "weights.pth").exists() and not train(run, arguments.start):
             log.info("stopped in %s; the same command goes on", variant.name)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from training.files import DataError, whole_file
+from training.files import DataError, make_folder, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def cached(folder: Path, name: str, source: Path, write: Callable[[BinaryIO], di
     if not index_file.exists() or _source_of(index_file) not in (made_from, None):
         if index_file.exists():
             log.info("%s has changed: its cache is made anew", source)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with whole_file(pixel_file) as out:
             fields = write(out)
         with whole_file(index_file) as out:  # last, so that an interrupted run leaves no half-made cache behind

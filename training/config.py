@@ -2,9 +2,9 @@
 
 import tomllib
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from training.augment import Augmentation
 from training.files import DataError
@@ -28,6 +28,16 @@ class FromToml(BaseModel):
             raise DataError(f"{file}: {faults}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{file} is not TOML: {error}") from error
+
+
+def _some_share(sets: dict[str, float]) -> dict[str, float]:
+    if not any(sets.values()):
+        raise ValueError("no set has a share over 0")
+    return sets
+
+
+# How often what is in a set is drawn, by the set's name, relative to the others; an epoch of nothing would never end.
+Shares = Annotated[dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]], AfterValidator(_some_share)]
 
 
 class Stage(BaseModel):
@@ -72,7 +82,7 @@ class Config(FromToml):
     seed: int
     depth: Depth
     attention: bool = True  # GC blocks; for ablations: the service's models have them
-    sets: dict[str, float]
+    sets: Shares
     augmentation: Augmentation = Augmentation()
     distillation: Distillation | None = None
     rendered: Rendered | None = None

@@ -6,6 +6,7 @@ annotation may have `keypoint_weights` [17], the trust in each joint, 0…1.
 
 import json
 import logging
+import math
 import zipfile
 import zlib
 from collections import deque
@@ -46,7 +47,10 @@ class Picture:
         A picture of another size than the JSON file says was labelled in other pixels, those of the turned picture perhaps.
         """
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        pixels = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags) if self.data else None
+        try:
+            pixels = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags) if self.data else None
+        except cv2.error:  # a header of very many pixels
+            pixels = None
         if pixels is None:
             raise DataError(f"{self.image['file_name']} is not a picture that OpenCV reads")
         size, labelled = pixels.shape[1::-1], (self.image["width"], self.image["height"])
@@ -72,7 +76,7 @@ def read_annotations(annotation_file: Path) -> dict[str, Any]:
         return _people_of(content)
     except KeyError as error:
         raise DataError(f"{annotation_file}: an image or annotation has no {error}") from error
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{annotation_file}: {error}") from error
 
 
@@ -87,14 +91,25 @@ def _people_of(content: dict[str, Any]) -> dict[str, Any]:
         number, keypoints = annotation["id"], annotation.get("keypoints", [])
         if annotation["image_id"] not in known:
             raise ValueError(f"annotation {number} is of an image that there is not")
-        if len(annotation["bbox"]) != 4:
-            raise ValueError(f"annotation {number} has a box of {len(annotation['bbox'])} numbers")
-        if keypoints and len(keypoints) != 3 * KEYPOINTS:
-            raise ValueError(f"annotation {number} has {len(keypoints)} numbers for {KEYPOINTS} keypoints")
+        _check_numbers(annotation, "bbox", 4)
         if keypoints and "area" not in annotation:
             raise ValueError(f"annotation {number} has keypoints and no area")
-        people.append({"num_keypoints": sum(seen > 0 for seen in keypoints[2::3]), **annotation, "category_id": 1})
+        if keypoints or annotation.get("num_keypoints", 0):
+            _check_numbers(annotation, "keypoints", 3 * KEYPOINTS)
+        if "keypoint_weights" in annotation:
+            _check_numbers(annotation, "keypoint_weights", KEYPOINTS)
+        width, height = annotation["bbox"][2:]
+        known_of_all = {"num_keypoints": sum(seen > 0 for seen in keypoints[2::3]), "area": width * height}
+        people.append({**known_of_all, **annotation, "category_id": 1})
     return {**content, "annotations": people, "categories": [{"id": 1, "name": "person"}]}
+
+
+def _check_numbers(annotation: dict[str, Any], key: str, count: int) -> None:
+    """Raise ValueError unless the annotation has so many numbers under the key, and KeyError where it has none."""
+    values = annotation[key]
+    numbers = isinstance(values, list) and all(isinstance(each, int | float) and math.isfinite(each) for each in values)
+    if not numbers or len(values) != count:
+        raise ValueError(f"annotation {annotation['id']} has a {key} that is not {count} numbers")
 
 
 def read_pictures(annotation_file: Path, image_folder: Path | None = None) -> Iterator[Picture]:
@@ -154,7 +169,9 @@ def _write_people(annotation_file: Path, height: int, out: BinaryIO) -> dict[str
     offsets = [0]
 
     def cut_outs(picture: Picture) -> list[tuple[npt.NDArray[np.uint8], dict[str, Any]]]:
-        labelled = [a for a in picture.annotations if a.get("num_keypoints", 0) > 0 and not a.get("iscrowd", 0)]
+        labelled = [
+            a for a in picture.annotations if a["num_keypoints"] > 0 and not a.get("iscrowd", 0) and min(a["bbox"][2:]) > 0
+        ]
         whole = picture.pixels() if labelled else np.zeros((0, 0, 3), np.uint8)
         return [cut_out(whole, annotation, height) for annotation in labelled]
 

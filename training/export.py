@@ -25,16 +25,15 @@ from app.inference.pose import PoseModel
 from app.inference.session import open_session
 from app.vision import heatmap
 from training.command import one_line_faults
-from training.files import make_folder, write_whole
+from training.files import make_folder, write_together
 from training.keypoints import MIRROR, NAMES, SKELETON
-from training.lpn import HEATMAP_STRIDE, LPN, depth_of
+from training.lpn import BETA, HEATMAP_STRIDE, LPN, depth_of
 from training.pixels import MEAN, STD, normalised
 from training.weights import read_lpn, write_content
 
 log = logging.getLogger("export")
 
 WIDTH, HEIGHT = 192, 256
-BETA = 160.0  # of Beta-Soft-Argmax: the paper's best
 KEYPOINT_THRESHOLD = 0.2  # the reference's IN_VIS_THRE
 _GOLDEN = Path(__file__).parent / "golden.png"  # a crop of tests/data/photos/t_pose_cc0.jpg
 _TOLERANCE = 1e-4
@@ -75,11 +74,11 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, qua
 
 
 def write_model(folder: Path, graph: bytes, golden: Path, description: str) -> None:
-    """Write the files of a model that the service reads, each wholly or not at all. Raises DataError."""
+    """Write the files of a model that the service reads, over those of another one if all can be. Raises DataError."""
     make_folder(folder)
-    write_whole(folder / "model.onnx", graph)
-    write_whole(folder / "golden.png", golden.read_bytes())
-    write_whole(folder / "model.toml", description)
+    write_together(
+        {folder / "model.onnx": graph, folder / "golden.png": golden.read_bytes(), folder / "model.toml": description}
+    )
 
 
 def without_denormals(values: Tensor) -> Tensor:

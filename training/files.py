@@ -22,7 +22,7 @@ def make_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def whole_file(file: Path) -> Iterator[BinaryIO]:
     """A stream whose bytes become `file` once all are on the disk. Raises DataError where they cannot be written."""
-    temporary = file.with_name(f"{file.name}.tmp")
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")  # another process may write the same file
     try:
         with temporary.open("wb") as out:
             yield out
@@ -38,5 +38,13 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
 
 def write_whole(file: Path, content: bytes | str) -> None:
     """Replace `file` by this content. Raises DataError."""
-    with whole_file(file) as out:
-        out.write(content.encode() if isinstance(content, str) else content)
+    write_together({file: content})
+
+
+def write_together(contents: dict[Path, bytes | str]) -> None:
+    """Replace files by these contents, none of them before all are on the disk. Raises DataError."""
+    with contextlib.ExitStack() as files:
+        for file, content in contents.items():
+            out = files.enter_context(whole_file(file))
+            out.write(content.encode() if isinstance(content, str) else content)
+            out.flush()

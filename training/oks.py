@@ -19,12 +19,15 @@ _SAME_PERSON = 0.9  # the reference's OKS_THRE
 _MEASURES = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar")
 
 
+def joint_similarities(squared_distances: Float64, areas: Any) -> Float64:
+    """COCO's likeness of joints, 0…1, by their squared distances [..., 17] and their people's areas [...]."""
+    return np.asarray(np.exp(-squared_distances / (2 * (np.asarray(areas)[..., None] + np.spacing(1)) * (2 * SIGMAS) ** 2)))
+
+
 def similarities(keypoints: Float64, areas: Float64) -> Float64:
     """Pairwise OKS [N, N] of people by keypoints [N, 17, 2] over all joints (zhang943/lpn-pytorch, lib/nms/nms.py)."""
     distances = ((keypoints[:, None] - keypoints[None]) ** 2).sum(axis=3)
-    mean_areas = (areas[:, None] + areas[None]) / 2 + np.spacing(1)
-    exponents = distances / (2 * SIGMAS) ** 2 / mean_areas[..., None] / 2
-    return np.asarray(np.exp(-exponents).mean(axis=2))
+    return np.asarray(joint_similarities(distances, (areas[:, None] + areas[None]) / 2).mean(axis=2))
 
 
 def suppress_twins(results: list[dict[str, Any]], areas: list[float]) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """What both trainers share: the learning rate, the order of an epoch, making one step ahead, averaged weights, the log."""
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
+
+from training.files import DataError
 
 log = logging.getLogger("training")
 
@@ -82,7 +86,15 @@ def averaging(averaged: nn.Module, model: nn.Module) -> Callable[[float], None]:
 
 
 def write_line(run: Path, line: dict[str, Any]) -> None:
-    """Add a line to the run's log.jsonl."""
+    """Add a line to the run's log.jsonl. Raises DataError; the file has no half line then."""
     log.info(json.dumps(line))
-    with (run / "log.jsonl").open("a") as out:
-        out.write(json.dumps(line) + "\n")
+    file = run / "log.jsonl"
+    try:
+        with file.open("ab", buffering=0) as out:
+            end = out.tell()
+            content = (json.dumps(line) + "\n").encode()
+            if out.write(content) < len(content):
+                out.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
+    except OSError as error:
+        raise DataError(f"{file} cannot be written: {error.strerror}") from error

@@ -17,7 +17,7 @@ from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import read_pictures
 from training.evaluate import labelled_people
 from training.files import DataError, write_whole
-from training.keypoints import SIGMAS
+from training.oks import joint_similarities
 
 UInt8 = npt.NDArray[np.uint8]
 Float64 = npt.NDArray[np.float64]
@@ -37,8 +37,8 @@ class Person:
 def similarity(found: Float64, labels: Float64, area: float) -> float:
     """COCO's OKS of keypoints [17, 2] to labels [17, 3], over the labelled joints."""
     labelled = labels[:, 2] > 0
-    distances = ((found - labels[:, :2]) ** 2).sum(axis=1) / (2 * (area + np.spacing(1)) * (2 * SIGMAS) ** 2)
-    return float(np.exp(-distances[labelled]).mean())
+    alike = joint_similarities(((found - labels[:, :2]) ** 2).sum(axis=1), area)
+    return float(alike[labelled].mean())
 
 
 def people_of(model: PoseModel, annotation_file: Path, image_folder: Path | None) -> list[Person]:

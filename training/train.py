@@ -21,9 +21,9 @@ from training.data import People, cached_people
 from training.device import changed_crops as crops_on_device
 from training.device import resident
 from training.files import write_whole
-from training.keypoints import SIGMAS
 from training.loss import heatmap_loss, target_heatmaps, trust_in
-from training.lpn import HEATMAP_STRIDE, LPN
+from training.lpn import BETA, HEATMAP_STRIDE, LPN
+from training.oks import joint_similarities
 from training.pixels import normalised
 from training.plots import training_plot
 from training.precision import has_bfloat16
@@ -126,12 +126,12 @@ def quick_check(model: LPN, people: People, height: int, device: torch.device) -
         batch = augmented_batch([people], members, height, Augmentation.none(), np.random.default_rng(0))
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
             maps = model(normalised(torch.from_numpy(batch.crops).to(device))).float().cpu().numpy()
-        found = heatmap.decode(maps, 160.0, False)[..., :2] * HEATMAP_STRIDE
+        found = heatmap.decode(maps, BETA, False)[..., :2] * HEATMAP_STRIDE
         area = (height / 1.25) * (height * 0.75 / 1.25) * 0.55  # COCO's area of a person is about half the box's
-        distance = ((found - batch.keypoints) ** 2).sum(2) / (2 * area * (2 * SIGMAS) ** 2)
+        alike = joint_similarities(((found - batch.keypoints) ** 2).sum(2), np.full(len(found), area))
         labelled = batch.weights > 0
         with np.errstate(invalid="ignore"):
-            oks.append((np.exp(-distance) * labelled).sum(1) / labelled.sum(1))
+            oks.append((alike * labelled).sum(1) / labelled.sum(1))
     model.train()
     values = np.concatenate(oks)
     return {"oks": float(np.nanmean(values)), "oks50": float((values > 0.5).mean())}

@@ -14,7 +14,7 @@ import cv2
 import torch
 from torch import Tensor, nn
 
-from training.files import DataError
+from training.files import DataError, make_folder
 from training.schedule import averaging, learning_rate, write_line
 from training.state import Network, State, resume, save
 from training.weights import write_content
@@ -83,7 +83,7 @@ class Trainer(Generic[Network, Batch]):
         Goes on from the folder's checkpoint if there is one. Writes log.jsonl, checkpoint.pth and at the end weights.pth.
         Raises DataError.
         """
-        place.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(place.folder)
         state = State.new(model, device, lambda network: self.optimizer(network, 0))
         if place.checkpoint.exists():
             resume(state, place.checkpoint, self.stages, self.check_weights)

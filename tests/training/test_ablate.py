@@ -1,6 +1,7 @@
 """Ablations: each run differs from the recipe in what it says, and the table compares them."""
 
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_runs_are_trained_and_compared_and_go_on_where_they_stopped(folder, monkeypatch):
+def test_runs_are_trained_and_compared_and_finished_ones_not_again(folder, monkeypatch):
     command = ["ablate", str(folder / "runs.toml"), "--data", str(folder), "--out", str(folder / "out")]
     monkeypatch.setattr("sys.argv", [*command, "--cache", str(folder / "cache"), "--device", "cpu"])
     ablate.main()
@@ -95,10 +96,14 @@ def test_a_run_with_an_unknown_key_is_refused(folder):
         ablate.variants(folder / "runs.toml")
 
 
-def test_results_of_another_config_are_not_taken(folder, monkeypatch):
+def test_results_of_another_config_or_start_are_not_taken(folder, monkeypatch):
     command = ["ablate", str(folder / "runs.toml"), "--data", str(folder), "--out", str(folder / "out")]
     monkeypatch.setattr("sys.argv", [*command, "--cache", str(folder / "cache"), "--device", "cpu"])
     ablate.main()
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--start", str(folder / "out/recipe/weights.pth")])
+    with pytest.raises(SystemExit, match=r"recipe/config.json is of another config or start"):
+        ablate.main()
+    monkeypatch.setattr("sys.argv", sys.argv[:-2])
     text = (folder / "runs.toml").read_text()
     (folder / "runs.toml").write_text(text.replace("sigma = 1.0", "sigma = 1.1"))
     assert (folder / "runs.toml").read_text() != text

@@ -1,5 +1,6 @@
 """Evaluation: COCO's measures and the reference's suppression against the reference's own figures; sets from files."""
 
+import io
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from app.inference.pose import PoseModel
 from training import accuracy, evaluate, oks, sheet
@@ -174,9 +176,13 @@ def test_a_running_service_is_measured_without_the_model_at_hand(coco_folder, se
     assert capsys.readouterr().out.splitlines()[2].startswith("| people | 1 | 1.000 [1.000, 1.000] |")
 
 
-@pytest.mark.parametrize("flip_test", [False, True])
-def test_the_service_finds_what_the_stored_model_finds(service, flip_test):
-    picture = Picture({"file_name": "1.png", "width": 384, "height": 384}, [], (REFERENCE / "astronaut_384.png").read_bytes())
+@pytest.mark.parametrize(("flip_test", "orientation"), [(False, 1), (True, 1), (False, 3)])
+def test_the_service_finds_what_the_stored_model_finds(service, flip_test, orientation):
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x112] = orientation  # 3: the service turns the picture half round, and labels are of the picture before
+    Image.open(REFERENCE / "astronaut_384.png").convert("RGB").save(file, "JPEG", exif=exif)
+    picture = Picture({"file_name": "1.jpg", "width": 384, "height": 384}, [], file.getvalue())
     boxes = np.array([[60.25, 10.0, 249.0, 359.0], [-20.0, 30.5, 180.0, 300.0]])
     model = PoseModel.load(STORED)
     ((_, local),) = local_estimator(model, [decoder_of(model)], [flip_test])(picture, boxes).items()
@@ -327,8 +333,8 @@ def test_a_service_that_is_not_there_is_told_in_one_line(coco_folder, monkeypatc
         (lambda folder: _without(folder, "images", "width"), "people.json: an image or annotation has no 'width'"),
         (lambda folder: _without(folder, "annotations", "image_id"), "people.json: an image or annotation has no 'image_id'"),
         (lambda folder: _without(folder, "annotations", "area"), "people.json: annotation 1 has keypoints and no area"),
-        (lambda folder: _with(folder, "annotations", keypoints=[1] * 63), "annotation 1 has 63 numbers for 17 keypoints"),
-        (lambda folder: _with(folder, "annotations", bbox=[1, 2, 3]), "annotation 1 has a box of 3 numbers"),
+        (lambda folder: _with(folder, "annotations", keypoints=[1] * 63), "annotation 1 has a keypoints that is not 51 numbers"),
+        (lambda folder: _with(folder, "annotations", bbox=[1, 2, 3]), "annotation 1 has a bbox that is not 4 numbers"),
         (lambda folder: _with(folder, "images", width=300), "1.png has 384 × 384 pixels before any turn"),
         (lambda folder: (folder / "boxes.json").write_text('[{"image_id": 1}]'), "boxes.json is no list of detections"),
         (lambda folder: (folder / "boxes.json").write_text("[]"), "no box in any picture of people.json"),

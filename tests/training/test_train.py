@@ -18,11 +18,11 @@ from training import trainer
 from training.augment import Augmentation, augmented_batch
 from training.config import Config
 from training.data import cached_people
-from training.files import DataError, write_whole
+from training.files import DataError, write_together, write_whole
 from training.loss import heatmap_loss, target_heatmaps
 from training.lpn import LPN
 from training.pixels import normalised
-from training.schedule import epoch_order, learning_rate
+from training.schedule import epoch_order, learning_rate, write_line
 from training.train import Run, _new_optimizer, losses_of, main
 from training.trainer import Place
 from training.weights import read_lpn
@@ -112,20 +112,51 @@ def test_a_run_starts_from_given_weights(data, tmp_path, monkeypatch):
     assert started["final_layer.bias"].min() > 4
 
 
+def test_a_stage_starts_from_the_averaged_weights_of_the_one_before(data, tmp_path, monkeypatch):
+    one, other = CONFIG[: CONFIG.rindex("[[stages]]")], CONFIG[CONFIG.rindex("[[stages]]") :]
+    _run(data, tmp_path, monkeypatch, "one", config=one)
+    _run(data, tmp_path, monkeypatch, "both", config=one + other.replace("1e-3", "0.0"))
+    first, last = (torch.load(tmp_path / run / "weights.pth", weights_only=True) for run in ("one", "both"))
+    torch.testing.assert_close(last["conv1.weight"], first["conv1.weight"], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("sets", ["drawn = 0.0", "drawn = -1.0", "drawn = nan", ""])
+def test_a_config_that_draws_nobody_is_refused(tmp_path, sets):
+    (tmp_path / "config.toml").write_text(CONFIG.replace("drawn = 1.5", sets))
+    with pytest.raises(DataError, match=r"config.toml: sets"):
+        Config.read(tmp_path / "config.toml")
+
+
 def test_a_config_with_an_unknown_key_is_refused(tmp_path):
     (tmp_path / "config.toml").write_text(CONFIG + "\nlearning_rat = 1\n")
     with pytest.raises(DataError, match=r"config.toml: .*learning_rat"):
         Config.read(tmp_path / "config.toml")
 
 
-def test_cached_crops_carry_their_labels(data, tmp_path):
-    people = cached_people(data / "train/drawn.json", tmp_path, 64)
-    again = cached_people(data / "train/drawn.json", tmp_path, 64)
-    assert len(people) == len(again) == 6
-    np.testing.assert_array_equal(people[3], again[3])
-    assert people.weights.min() == 1
-    # The padded box is 64 high in the crop's pixels, since it was higher in the picture's.
-    np.testing.assert_allclose(people.sizes[:, 1], 64, rtol=0.02)
+@pytest.mark.parametrize("number", [6, 7])  # reduced with and without smoothing
+def test_cached_crops_carry_their_labels(tmp_path, number):
+    (tmp_path / "train").mkdir()
+    picture = np.zeros((700, 900, 3), np.uint8)
+    joints = np.zeros((17, 3))
+    joints[:, 0], joints[:, 1] = 420 + 15 * np.arange(17), 620 - 25 * np.arange(17)
+    joints[:16, 2] = 2
+    for x, y, _ in joints.astype(int).tolist():
+        cv2.circle(picture, (x, y), 8, (255, 255, 255), cv2.FILLED)
+    cv2.imwrite(str(tmp_path / "train/1.png"), picture)
+    trust = np.linspace(0.2, 1, 17)
+    person = {"id": number, "image_id": 1, "category_id": 1, "bbox": [400, 200, 280, 440], "area": 9000, "iscrowd": 0}
+    person |= {"num_keypoints": 16, "keypoints": joints.ravel().tolist(), "keypoint_weights": trust.tolist()}
+    image = {"id": 1, "file_name": "1.png", "width": 900, "height": 700}
+    file = tmp_path / "train/drawn.json"
+    file.write_text(json.dumps({"images": [image], "annotations": [person, person | {"id": 9, "bbox": [5, 5, 0, 50]}]}))
+    people = cached_people(file, tmp_path / "cache", 128)
+    assert len(people) == 1  # who has a box without area is left out
+    np.testing.assert_allclose(people.weights[0], [*trust[:16], 0], rtol=1e-6)
+    np.testing.assert_allclose(people.sizes[0], [96, 128], rtol=0.02)  # the padded box, which was higher in the picture
+    parts, _, _, places = cv2.connectedComponentsWithStats((people[0][..., 0] > 127).astype(np.uint8))
+    assert parts == 18
+    np.testing.assert_allclose(sorted(places[1:].tolist()), sorted(people.keypoints[0].tolist()), atol=0.5)
+    np.testing.assert_array_equal(people[0], cached_people(file, tmp_path / "cache", 128)[0])
 
 
 def test_a_share_of_one_and_a_half_takes_everybody_once_or_twice(data, tmp_path):
@@ -159,7 +190,7 @@ jpeg = 0.3
 """
 
 
-def test_a_run_augments_on_its_device_follows_a_teacher_and_draws_its_curves(data, tmp_path, monkeypatch):
+def test_a_run_with_every_change_on_its_device_and_a_teacher_ends_with_weights_and_curves(data, tmp_path, monkeypatch):
     teacher = tmp_path / "teacher.pth"
     torch.save(LPN(50).state_dict(), teacher)
     text = CONFIG.replace("crops = 16", "crops = 4\nhardest = 8").replace("crops = 8", "crops = 4")
@@ -219,6 +250,30 @@ def test_a_corrupt_picture_is_named_and_leaves_no_cache(data, tmp_path, monkeypa
     assert not list((tmp_path / "cache").glob("*"))
 
 
+FAULTS = [
+    ("keypoints", [float("nan")] * 51), ("keypoints", None), ("keypoints", [1, 2, 2]), ("bbox", [5, 5, "80", 110]),
+    ("bbox", None), ("bbox", [5, 5, 80, float("inf")]), ("keypoint_weights", [1.0] * 16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), FAULTS)
+def test_an_annotation_that_is_none_is_named(data, tmp_path, monkeypatch, key, value):
+    spoilt = tmp_path / "data"
+    shutil.copytree(data, spoilt)
+    content = json.loads((spoilt / "train/drawn.json").read_text())
+    content["annotations"][2][key] = value
+    (spoilt / "train/drawn.json").write_text(json.dumps(content))
+    said = _ended(spoilt, tmp_path, monkeypatch)
+    assert f"drawn.json: annotation 3 has a {key} that is not" in said
+
+
+def test_annotations_that_are_no_tables_are_named(data, tmp_path, monkeypatch):
+    spoilt = tmp_path / "data"
+    shutil.copytree(data, spoilt)
+    (spoilt / "train/drawn.json").write_text('{"images": [], "annotations": [7]}')
+    assert "drawn.json: " in _ended(spoilt, tmp_path, monkeypatch)
+
+
 def test_a_set_without_anybody_is_named(data, tmp_path, monkeypatch):
     empty = tmp_path / "data"
     shutil.copytree(data, empty)
@@ -262,6 +317,32 @@ def test_a_full_disk_is_told_and_leaves_the_file_that_was_there(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert file.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_files_that_belong_together_are_replaced_together(tmp_path):
+    files = [tmp_path / name for name in ("model.onnx", "model.toml")]
+    write_together(dict.fromkeys(files, b"before"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"model.toml cannot be written"):
+            write_together({files[0]: b"after", files[1]: bytes(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.read_bytes() for file in files] == [b"before", b"before"]
+
+
+def test_a_log_on_a_full_disk_is_told_and_has_no_half_line(tmp_path):
+    write_line(tmp_path, {"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"log.jsonl cannot be written"):
+            write_line(tmp_path, {"step": "2" * 50})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    write_line(tmp_path, {"step": 3})
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 3]
 
 
 def test_a_process_killed_while_it_writes_leaves_the_file_that_was_there(tmp_path):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from training.command import one_line_faults
-from training.config import FromToml
+from training.config import FromToml, Shares
 from training.detector.augment import Batch, Variation, augmented_batch
 from training.detector.data import Photos, cached_photos
 from training.detector.loss import detection_loss
@@ -42,7 +42,7 @@ class Stage(BaseModel):
     learning_rate: float
     scale: tuple[float, float]  # of photos, against the config's side
     mosaic: float
-    sets: dict[str, float] | None = None  # instead of the config's
+    sets: Shares | None = None  # instead of the config's
     backbone: float = 0.25  # its learning rate, as a share
     warm_up: int = 100  # steps
     average: float = 0.998  # of the weights, a step
@@ -53,7 +53,7 @@ class Config(FromToml):
 
     seed: int
     channels: int  # of the pyramid and the heads
-    sets: dict[str, float]  # folder and name of a set → how often each of its photos is drawn, relative to the others
+    sets: Shares  # by folder and name of a set
     dev: str
     side: int = SIDE  # at which photos are cached, and at 1 of a stage's scale shown
     stages: list[Stage]
