@@ -49,6 +49,7 @@ class Stage(BaseModel):
     crops: int = Field(ge=1)
     batch: int = Field(ge=1)
     learning_rate: float
+    sets: Shares | None = None  # instead of the config's
     sigma: float  # of the target Gaussians, in heatmap cells
     warm_up: int = 200  # steps
     average: float = 0.998  # of the weights, a step

@@ -56,7 +56,7 @@ class Run:
 def steps_of(run: Run, sets: list[People], stage: Stage, number: int, first: int) -> Iterator[Step]:
     """The steps of a stage from `first` on, each made, or at least drawn, one ahead in a thread of its own."""
     seed = (run.config.seed, number)
-    shares, augmentation = list(run.config.sets.values()), run.config.augmentation
+    shares, augmentation = list((stage.sets or run.config.sets).values()), run.config.augmentation
     people = resident(sets, run.device) if run.on_device else None
     rendered = run.config.rendered
     studio = Studio.open(rendered.assets, rendered.hdm05, rendered.backgrounds, run.device) if rendered else None
@@ -166,7 +166,9 @@ def train(run: Run, start: Path | None) -> bool:
 
 def _plan(run: Run, state: State[LPN]) -> Plan[Step]:
     stage = run.config.stages[state.stage]
-    sets = [cached_people(run.data / "train" / f"{name}.json", run.cache, stage.height) for name in run.config.sets]
+    sets = [
+        cached_people(run.data / "train" / f"{name}.json", run.cache, stage.height) for name in stage.sets or run.config.sets
+    ]
     dev = cached_people(run.data / "dev" / "coco.json", run.cache, stage.height)
     loss_of = losses_of(run, state.model, stage)
     return Plan(

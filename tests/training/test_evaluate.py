@@ -333,7 +333,10 @@ def test_a_service_that_is_not_there_is_told_in_one_line(coco_folder, monkeypatc
         (lambda folder: _without(folder, "images", "width"), "people.json: an image or annotation has no 'width'"),
         (lambda folder: _without(folder, "annotations", "image_id"), "people.json: an image or annotation has no 'image_id'"),
         (lambda folder: _without(folder, "annotations", "area"), "people.json: annotation 1 has keypoints and no area"),
-        (lambda folder: _with(folder, "annotations", keypoints=[1] * 63), "annotation 1 has a keypoints that is not 51 numbers"),
+        (
+            lambda folder: _with(folder, "annotations", keypoints=[1] * 63),
+            "annotation 1 has a keypoints that is not 51 numbers",
+        ),
         (lambda folder: _with(folder, "annotations", bbox=[1, 2, 3]), "annotation 1 has a bbox that is not 4 numbers"),
         (lambda folder: _with(folder, "images", width=300), "1.png has 384 × 384 pixels before any turn"),
         (lambda folder: (folder / "boxes.json").write_text('[{"image_id": 1}]'), "boxes.json is no list of detections"),

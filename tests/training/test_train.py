@@ -250,6 +250,12 @@ def test_a_corrupt_picture_is_named_and_leaves_no_cache(data, tmp_path, monkeypa
     assert not list((tmp_path / "cache").glob("*"))
 
 
+def test_a_stage_may_have_sets_of_its_own(data, tmp_path, monkeypatch):
+    stages = CONFIG.index("[[stages]]")
+    config = CONFIG[:stages] + CONFIG[stages:].replace("sigma = 1.0\n", "sigma = 1.0\nsets = {other = 1.0}\n", 1)
+    assert "other.json cannot be read" in _ended(data, tmp_path, monkeypatch, config=config)
+
+
 FAULTS = [
     ("keypoints", [float("nan")] * 51), ("keypoints", None), ("keypoints", [1, 2, 2]), ("bbox", [5, 5, "80", 110]),
     ("bbox", None), ("bbox", [5, 5, 80, float("inf")]), ("keypoint_weights", [1.0] * 16),

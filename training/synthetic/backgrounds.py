@@ -52,7 +52,8 @@ def background(photos: list[Photo], height: int, width: int, rng: np.random.Gene
     """A random part of a random photo [height, width, 3] (BGR), mirrored or not, or a gradient where none shows nobody."""
     for _ in range(_TRIES if photos else 0):
         photo = photos[rng.integers(len(photos))]
-        scale = min(photo.pixels.shape[0] / height, photo.pixels.shape[1] / width) * rng.uniform(0.3, 1.0)
+        # Nearly as much of the photo as fits: a smaller part, enlarged, would be less sharp than the people before it.
+        scale = min(photo.pixels.shape[0] / height, photo.pixels.shape[1] / width) * rng.uniform(0.8, 1.0)
         h, w = max(1, int(height * scale)), max(1, int(width * scale))
         top, left = rng.integers(photo.pixels.shape[0] - h + 1), rng.integers(photo.pixels.shape[1] - w + 1)
         if ((photo.people[:, :2] < [left + w, top + h]) & (photo.people[:, 2:] > [left, top])).all(1).any():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.synthetic.assets import Body
-from training.synthetic.garments import Garment
+from training.synthetic.garments import Garment, fitted
 
 _LEFT_AND_RIGHT = ((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (20, 21))  # joints of the pose skeleton
 LIMBS = ((13, 16, 18, 20), (14, 17, 19, 21), (1, 4, 7, 10), (2, 5, 8, 11), (12, 15))  # arms, legs, neck and head
@@ -72,14 +72,11 @@ def sketch(body: Body, every: int = 8) -> Body:
 
 def wear(garment: Garment, posed: Posed, people: Tensor) -> tuple[Tensor, Tensor]:
     """The garment's rest and posed vertices [P, G, 3] on those of the bodies [P]."""
-    rest, own = posed.rest[people], posed.transforms[people]
-    gains = [(rest[:, a, axis] - rest[:, b, axis]).abs() / ref for axis, (a, b, ref) in enumerate(garment.scales)]
-    fitted = (garment.weights[..., None] * rest[:, garment.vertices]).sum(2)
-    fitted = fitted + garment.offsets * torch.stack(gains, 1)[:, None]
+    rest, own = fitted(garment, posed.rest[people]), posed.transforms[people]
     share = garment.weights.clamp(min=0)
     share = share / share.sum(1, keepdim=True).clamp(min=1e-6)
     transforms = sum(share[:, corner, None, None] * own[:, garment.vertices[:, corner]] for corner in range(3))
-    return fitted, _moved(torch.as_tensor(transforms), fitted)
+    return rest, _moved(torch.as_tensor(transforms), rest)
 
 
 def mirrored(q: Tensor) -> Tensor:

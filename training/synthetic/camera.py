@@ -80,7 +80,7 @@ def random_camera(joints: Vector, width: int, height: int, rng: np.random.Genera
         looked_at = joints[rng.integers(len(joints)), : 13 if rng.random() < 0.4 else 17]  # the upper body, or the whole one
     low, high = looked_at.min(0), looked_at.max(0)
     target = (low + high) / 2 + rng.normal(0, 0.12, 3)
-    if rng.random() < 0.12:  # a close look at a part
+    if rng.random() < 0.12:  # a joint in the middle, and others outside
         target = looked_at[rng.integers(len(looked_at))]
     view = np.radians(rng.uniform(18, 65))  # of the picture's longer side
     focal = max(width, height) / 2 / np.tan(view / 2)

@@ -58,6 +58,13 @@ def load_garments(file: Path, base_vertices: dict[int, int], vertices: int) -> l
     return found
 
 
+def fitted(garment: Garment, rest: Tensor) -> Tensor:
+    """The garment's vertices [N, G, 3] on bodies at rest [N, V, 3]."""
+    gains = [(rest[:, a, axis] - rest[:, b, axis]).abs() / ref for axis, (a, b, ref) in enumerate(garment.scales)]
+    between = (garment.weights[..., None] * rest[:, garment.vertices]).sum(2)
+    return between + garment.offsets * torch.stack(gains, 1)[:, None]
+
+
 def triangles_of(quads: npt.NDArray[np.int64]) -> Tensor:
     """Quads [Q, 4] → triangles [2Q, 3], the two of a quad beside each other."""
     return torch.tensor(quads)[:, _QUAD].reshape(-1, 3)
@@ -85,9 +92,7 @@ def _garment(name: str, texts: dict[str, str], of: dict[int, int], vertices: int
                 if vertex in of:
                     hidden[of[vertex]] = True
     values = torch.tensor(rows)
-    mesh = texts[str(Path(name).parent / obj)].splitlines()
-    faces = [[int(word.split("/")[0]) - 1 for word in line.split()[1:]] for line in mesh if line.startswith("f ")]
-    quads = np.array([face if len(face) == 4 else [*face, face[2]] for face in faces])
+    quads = _quads(texts[str(Path(name).parent / obj)], len(rows))
     return Garment(
         name=Path(name).stem,
         kind=_kind(Path(name)),
@@ -98,6 +103,16 @@ def _garment(name: str, texts: dict[str, str], of: dict[int, int], vertices: int
         triangles=triangles_of(quads),
         hidden=hidden,
     )
+
+
+def _quads(mesh: str, vertices: int) -> npt.NDArray[np.int64]:
+    """The faces [Q, 4] of an .obj of so many vertices; a triangle has its last corner twice. Raises ValueError."""
+    lines = [line.split()[1:] for line in mesh.splitlines() if line.startswith("f ")]
+    faces = [[int(word.split("/")[0]) - 1 for word in words] for words in lines]
+    quads = np.array([face if len(face) == 4 else [*face, face[2]] for face in faces])
+    if quads.min() < 0 or quads.max() >= vertices:
+        raise ValueError(f"its mesh has faces of other vertices than the {vertices} that are fitted")
+    return quads
 
 
 def _ranges(words: list[str]) -> list[int]:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from training.synthetic.render import Drawn
 
-_WORN = 0.03  # metres more that a joint of the body may lie under the surface: clothes
-_FACE = 5  # the first joints are the face's, over which nothing is worn
+_WORN = 0.03  # metres more that a joint of the body may lie under cloth
+_FACE = 5  # the first joints are the face's
+_TRUST = (0.0, 0.5)  # in hidden joints of the face and of the body, which people seldom label, and badly
 _LEAST_PIXELS = 60  # of the picture; below, a person has a box but no keypoints
 _LEAST_JOINTS = 3  # that are seen, as well
 
@@ -19,7 +20,7 @@ def annotations(drawn: Drawn, slack: npt.NDArray[np.float32], oversampled: int) 
     """For each image an annotation, without ids, of everybody of whom something is seen; places are in pixels of pictures.
 
     A joint is hidden (v = 1) where somebody else or a thing is before it, or where the person's own surface is nearer by more
-    than `slack` [17], metres for a person of 1.7 m.
+    than `slack` [17], metres for a person of 1.7 m. Joints of the face are hidden by any hair or cloth.
     """
     boxes, areas = (values.cpu().numpy() for values in _silhouettes(drawn))
     visible = _visibility(drawn, slack).cpu().numpy()
@@ -43,6 +44,8 @@ def annotations(drawn: Drawn, slack: npt.NDArray[np.float32], oversampled: int) 
                 "area": float(areas[person] / oversampled**2),
                 "keypoints": [value for joint in joints for value in joint],
                 "num_keypoints": sum(joint[2] > 0 for joint in joints),
+                "keypoint_weights": [1.0 if v[joint] == 2 else _TRUST[joint >= _FACE] for joint in range(len(joints))],
+                "iscrowd_unknown": not enough,  # a sliver of somebody is nothing that a detector should be sure of
                 "labels": "rendered",
             }
         )
@@ -73,7 +76,8 @@ def _visibility(drawn: Drawn, slack: npt.NDArray[np.float32]) -> Tensor:
     place = (drawn.image[:, None], row.clamp(0, height - 1), column.clamp(0, width - 1))
     people = torch.arange(len(drawn.image), device=x.device)[:, None]
     under = depth - drawn.depth[place]
-    worn = torch.where(torch.arange(17, device=x.device) < _FACE, 0.0, _WORN)
-    allowed = torch.tensor(slack, device=x.device) * drawn.heights[:, None] / 1.7 + worn
+    skin = torch.tensor(slack, device=x.device) * drawn.heights[:, None] / 1.7
+    cloth = torch.where(torch.arange(17, device=x.device) < _FACE, 0.0, skin + _WORN)
+    allowed = torch.where(drawn.bare[place], skin, cloth)
     hidden = torch.where(drawn.owner[place] == people, under > allowed, under > 0)
     return torch.where(inside, 2 - hidden.long(), 0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.synthetic.assets import GROUPS, Assets, Body, on_device
+from training.synthetic.assets import GROUPS, Assets, Body, before_face, on_device
 from training.synthetic.body import Posed, wear
 from training.synthetic.mesh import Mesh, joined
 from training.synthetic.outfits import (
@@ -51,7 +51,8 @@ class Regions:
         """The regions of this body's triangles."""
         names = np.array(body.bone_names)
         strongest = names[body.skin.argmax(1).numpy()][body.triangles[:, 0].numpy()]
-        centre = body.mean[body.triangles].mean(1).double().numpy()
+        centres = body.mean[body.triangles].mean(1)
+        centre = centres.double().numpy()
         heads = dict(zip(body.bone_names, body.bone_mean.double().numpy(), strict=True))
         arm, leg = np.full((2, len(centre)), np.nan)
         for side in "LR":
@@ -72,7 +73,7 @@ class Regions:
             skin=torch.tensor(np.isin(body.group, (0, 1, 2))),
             tights=tights,
             skirt=torch.tensor(body.group == GROUPS.index("skirt")),
-            long_hair=torch.tensor(body.group == GROUPS.index("hair")),
+            long_hair=torch.tensor(body.group == GROUPS.index("hair")) & ~before_face(centres, body),
             feet=torch.tensor(np.isin(body.part, ("foot.L", "foot.R"))),
             outwards=_normals(body.mean, body.triangles[tights]),
             below_waist=body.mean[:, 1] < pelvis + _WAIST,

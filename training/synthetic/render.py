@@ -17,7 +17,7 @@ from training.synthetic.raster import barycentric, rasterise
 from training.synthetic.scene import Scenes
 
 NOBODY, THING, HELD = -3, -1, -2  # owners of pixels
-_HELD_AT = 0.5  # metres
+_HELD_AT = 0.0  # metres: before everybody
 _SHADED_AT_ONCE = {"cpu": 50_000}  # pixels: more do not fit into a core's cache
 
 
@@ -26,13 +26,15 @@ class Drawn:
     """A batch of S images: colours [S, H, W, 3] (BGR, 0…1), depth [S, H, W] in metres, owner [S, H, W].
 
     The owner is the number of a person in the batch, THING, HELD (something before the camera) or NOBODY; the last two are
-    black. `shadow` [S, H, W] is what is left of the background's light. People have `keypoints` [N, 17, 3] (x, y in drawn
-    pixels, depth in metres), `heights` [N] in metres and their `image` [N].
+    black. `bare` [S, H, W] tells skin and eyes from cloth and hair; `shadow` [S, H, W] is what is left of the background's
+    light. People have `keypoints` [N, 17, 3] (x, y in drawn pixels, depth in metres), `heights` [N] in metres and their
+    `image` [N].
     """
 
     colours: Tensor
     depth: Tensor
     owner: Tensor
+    bare: Tensor
     shadow: Tensor
     keypoints: Tensor
     heights: Tensor
@@ -65,10 +67,12 @@ def render(assets: Assets, regions: Regions, scenes: Scenes) -> Drawn:
         )
     owner = torch.full((count, *size), NOBODY, device=device)
     owner[where] = mesh.owner[triangles]
+    bare = torch.zeros((count, *size), dtype=torch.bool, device=device)
+    bare[where] = mesh.closed[triangles]
     _hold(scenes, colours, depth, owner)
     joints = (posed.keypoints + shift[:, None]).flatten(0, 1)
     keypoints = cameras.project(joints, image.repeat_interleave(17)).view(-1, 17, 3)
-    return Drawn(colours, depth, owner, _shadow(mesh, cameras, lights, size), keypoints, posed.heights, image)
+    return Drawn(colours, depth, owner, bare, _shadow(mesh, cameras, lights, size), keypoints, posed.heights, image)
 
 
 def _shaded(

@@ -33,7 +33,7 @@ def data(tmp_path_factory):
                 for box in boxes:
                     annotations.append(
                         {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "bbox": box,
-                         "area": box[2] * box[3], "iscrowd": 0, "num_keypoints": 17}
+                         "area": box[2] * box[3], "iscrowd": 0, "num_keypoints": 17, "keypoints": [9, 9, 2] * 17}
                     )  # fmt: skip
         content = {"images": images, "annotations": annotations, "categories": []}
         (folder / part / f"{name}.json").write_text(json.dumps(content))

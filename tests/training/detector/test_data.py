@@ -57,6 +57,14 @@ def test_a_damaged_photo_is_named(tmp_path):
         cached_photos(file, tmp_path / "cache", 400)
 
 
+def test_a_mosaic_shows_what_the_batch_has_drawn(data, tmp_path):
+    sets = [cached_photos(data / f"train/{name}.json", tmp_path, 416) for name in ("drawn", "nobody")]
+    variation = Variation(scale=(1.0, 1.2), mosaic=1.0, rotated=0.0, colour=False)
+    for step in range(6):
+        batch = augmented_batch(sets, [(1, 0), (1, 1)], 192, 192, variation, np.random.default_rng(step))
+        assert not sum(map(len, batch.people + batch.ignored))  # nobody of the other set
+
+
 def test_boxes_stay_on_the_people(data, tmp_path):
     sets = [cached_photos(data / f"train/{name}.json", tmp_path, 416) for name in ("drawn", "nobody")]
     variation = Variation(scale=(0.5, 1.2), mosaic=0.5, rotated=0.0, colour=False)

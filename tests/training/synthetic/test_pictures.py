@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from training.detector.data import is_ignored
 from training.files import DataError
 from training.keypoints import MIRROR
 from training.synthetic.backgrounds import Photo, background, read_photos
 from training.synthetic.body import mirrored
 from training.synthetic.camera import Camera, Light
+from training.synthetic.garments import HAIR, load_garments
 from training.synthetic.labels import annotations
 from training.synthetic.mesh import Material, box
-from training.synthetic.outfits import random_outfit
+from training.synthetic.outfits import OF_HAIR, random_outfit
 from training.synthetic.people import Regions
 from training.synthetic.photo import Shot, photographs
 from training.synthetic.raster import rasterise
@@ -96,8 +98,25 @@ def test_a_thing_in_front_hides_what_is_behind_it(assets):
     before, behind = (box(np.array([0.475, 1.4, z]), np.array([0.4, 0.4, 0.1]), 0.0, GREY) for z in (1.0, -1.0))
     (person,) = labelled(assets, scene(assets, things=[before]))
     assert np.flatnonzero(joints(person)[:, 2] == 1).tolist() == [5, 7, 9]
+    assert [person["keypoint_weights"][joint] for joint in (5, 6, 7, 8, 9, 10)] == [0.5, 1, 0.5, 1, 0.5, 1]
+    before_the_face = box(np.array([0.0, 1.65, 0.5]), np.array([0.3, 0.3, 0.1]), 0.0, GREY)
+    (person,) = labelled(assets, scene(assets, things=[before_the_face]))
+    assert person["keypoint_weights"] == [0.0] * 5 + [1.0] * 12
     (person,) = labelled(assets, scene(assets, things=[behind]))
     assert (joints(person)[:, 2] == 2).all()
+
+
+def test_hair_hides_what_of_the_face_it_hangs_before_and_leaves_the_face_open(assets, assets_folder):
+    (person,) = labelled(assets, scene(assets))
+    number = next(number for number, each in enumerate(assets.garments) if each.kind == HAIR)
+    assert (number, OF_HAIR) in scene(assets).cast.outfits[0].worn
+    assert (joints(person)[:5, 2] == 2).all()
+    body = assets.body
+    garments = load_garments(assets_folder / "makehuman_clothes_hair.tar.xz", body.base_vertices, len(body.mean))
+    assert len(garments[number].triangles) > len(assets.garments[number].triangles)  # all of it, with what was left out
+    (person,) = labelled(replace(assets, garments=garments), scene(assets))
+    assert (joints(person)[:5, 2] == 1).all()  # within the slack of the face, but it is hair that is seen
+    assert (joints(person)[5:, 2] == 2).all()
 
 
 def test_people_hide_each_other_even_where_they_touch(assets):
@@ -121,6 +140,7 @@ def test_who_is_as_good_as_hidden_has_a_box_but_no_keypoints(assets):
     (person,) = labelled(assets, scene(assets, (-0.4, 0, 0), things=[wall]))
     assert person["num_keypoints"] == 0
     assert person["bbox"][2] > 0
+    assert is_ignored(person)
 
 
 def test_a_mirrored_scene_has_mirrored_labels(assets):

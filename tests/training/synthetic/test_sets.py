@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data import cached_people
+from training.data import cached_people, read_pictures
 from training.detector.data import cached_photos
 from training.files import DataError
 from training.synthetic.__main__ import write_set
@@ -70,8 +70,10 @@ def test_the_detectors_training_reads_the_same_set(studio, tmp_path):
     for number in range(len(photos)):
         boxes, ignored = photos.labels(number)
         people = [person["bbox"] for person in content["annotations"] if person["image_id"] == number]
+        np.testing.assert_allclose(boxes[:, :2], np.reshape(people, (-1, 4))[:, :2], rtol=1e-5)
         np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], np.reshape(people, (-1, 4))[:, 2:], rtol=1e-5)
-        assert not ignored.any()
+        slivers = [not person["num_keypoints"] for person in content["annotations"] if person["image_id"] == number]
+        assert ignored.tolist() == slivers
 
 
 def test_a_sheet_shows_the_labels(studio, tmp_path):
@@ -100,7 +102,13 @@ def test_the_command(assets_folder, tmp_path):
     done = subprocess.run([*command, "--count", "1", "--out", tmp_path / "out"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 pictures" in done.stderr
-    assert (tmp_path / "out/rendered.json").exists()
+    picture = next(read_pictures(tmp_path / "out/rendered.json")).pixels().astype(int)
+    assert (picture[..., 1] > picture[..., [0, 2]].max(2) + 60).mean() > 0.1  # the background
+    plain = [*command[:5], "--device", "cpu", "--count", "1", "--out", tmp_path / "plain"]
+    assert subprocess.run(plain, cwd=ROOT, capture_output=True).returncode == 0
+    ours, others = (json.loads((tmp_path / name / "rendered.json").read_text()) for name in ("out", "plain"))
+    assert ours["annotations"] == others["annotations"]
+    assert ours["info"] != others["info"]  # so that caches of crops know of other pictures
     done = subprocess.run([*command, "--hdm05", "--count", "1", "--out", tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"{assets_folder}{os.sep}poses_hdm05.npz cannot be read: No such file or directory\n"
@@ -120,6 +128,32 @@ def test_a_missing_or_broken_asset_is_named(assets_folder, tmp_path, name):
             np.savez(out, other=np.zeros(1))
         with pytest.raises(DataError, match=f"{name} holds no"):
             load_assets(tmp_path)
+
+
+def test_more_poses_that_are_broken_are_named_by_their_own_file(assets_folder, tmp_path):
+    for file in assets_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with (tmp_path / "poses_hdm05.npz").open("wb") as out:
+        np.savez(out, posture=np.zeros(1))
+    with pytest.raises(DataError, match=r"poses_hdm05.npz holds no poses: it has no posture_weight|q"):
+        load_assets(tmp_path, hdm05=True)
+
+
+def test_a_body_without_a_bone_that_is_needed_is_named(assets_folder, tmp_path):
+    for file in assets_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with np.load(tmp_path / "anny_compact.npz") as content:
+        arrays = dict(content)
+    arrays["bone_names"] = np.where(arrays["bone_names"] == "wrist.L", "paw.L", arrays["bone_names"])
+    np.savez(tmp_path / "anny_compact.npz", **arrays)
+    with pytest.raises(DataError, match=r"anny_compact.npz holds no body: it has no bone wrist.L"):
+        load_assets(tmp_path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_asset_that_is_not_there_is_named(assets_folder, tmp_path, name):
+    for file in assets_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=rf"{name} cannot be read: No such file"):
         load_assets(tmp_path)

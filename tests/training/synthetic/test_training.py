@@ -48,6 +48,7 @@ def test_all_of_a_batch_may_be_rendered_and_crops_may_be_made_on_the_device(peop
     (by_opencv,) = steps(people, assets_folder, 1.0, 0, count=1)
     (there,) = steps(people, assets_folder, 1.0, 0, resident=True, count=1)
     torch.testing.assert_close(by_opencv[1], there[1], rtol=0, atol=0)
+    assert (by_opencv[0].dtype, there[0].dtype) == (torch.uint8, torch.float32)
     assert (by_opencv[0].float() - there[0].float()).abs().mean() < 3
 
 
