@@ -1,4 +1,4 @@
-"""The LPN pose service: a picture and people's boxes in, COCO keypoints out."""
+"""The LPN pose service: a picture in, the COCO keypoints of its people out."""
 
 import os
 

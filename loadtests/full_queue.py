@@ -7,7 +7,7 @@ takes is printed. Loopback on one machine: the client's own work is in the figur
 import argparse
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 
 import httpx
@@ -18,11 +18,17 @@ BOX = "295,15,545,595"
 JPEG = {"Content-Type": "image/jpeg"}
 
 
-async def milliseconds(asked: Callable[[], Awaitable[httpx.Response]], status: int) -> float | None:
-    """How long an answer takes; None where it is of another status."""
+class Fault(Exception):
+    """An answer that neither a full queue nor a free one gives."""
+
+
+async def timed(asked: Awaitable[httpx.Response], *statuses: int) -> tuple[int, float]:
+    """An answer's status, which must be one of these, and the milliseconds that it took."""
     started = time.perf_counter()
-    answer = await asked()
-    return (time.perf_counter() - started) * 1000 if answer.status_code == status else None
+    answer = await asked
+    if answer.status_code not in statuses:
+        raise Fault(f"{answer.request.url.path}: {answer.status_code} {answer.text[:200]}")
+    return answer.status_code, (time.perf_counter() - started) * 1000
 
 
 async def measure(url: str, refusals: int, fillers: int) -> None:
@@ -31,28 +37,30 @@ async def measure(url: str, refusals: int, fillers: int) -> None:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=120, headers=JPEG, limits=limits) as client:
 
-        def post(boxes: int) -> Awaitable[httpx.Response]:
-            return client.post("/v1/pose", params={"boxes": ";".join([BOX] * boxes), "timeout_ms": 60_000}, content=photo)
+        async def post() -> tuple[bool, float]:
+            """Whether a request of 100 crops was refused, and the milliseconds that it took."""
+            params = {"boxes": ";".join([BOX] * 100), "timeout_ms": 60_000}
+            status, ms = await timed(client.post("/v1/pose", params=params, content=photo), 200, 429)
+            return status == 429, ms
 
         async def keep_full() -> None:
             while True:
-                answer = await post(100)
-                if answer.status_code == 429:
+                refused, _ = await post()
+                if refused:
                     await asyncio.sleep(0.05)
 
-        filling = [asyncio.create_task(keep_full()) for _ in range(fillers)]
-        while (await post(100)).status_code != 429:
-            pass
         took: dict[str, list[float]] = {"429": [], "/livez": [], "/readyz": [], "/metrics": []}
-        while len(took["429"]) < refusals:
-            ms = await milliseconds(lambda: post(100), 429)
-            took["429"] += [] if ms is None else [ms]
-            for path in ("/livez", "/readyz", "/metrics"):
-                ms = await milliseconds(lambda path=path: client.get(path), 200)
-                took[path] += [] if ms is None else [ms]
-        for task in filling:
-            task.cancel()
-        await asyncio.gather(*filling, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:  # which ends with the first fault of any of them
+            filling = [group.create_task(keep_full()) for _ in range(fillers)]
+            while not (await post())[0]:
+                pass
+            while len(took["429"]) < refusals:
+                refused, ms = await post()
+                took["429"] += [ms] if refused else []
+                for path in ("/livez", "/readyz", "/metrics"):
+                    took[path].append((await timed(client.get(path), 200))[1])
+            for task in filling:
+                task.cancel()
         print("| answer | count | p50 ms | p99 ms | most ms |\n| --- | --- | --- | --- | --- |")
         for name, values in took.items():
             p50, p99, most = np.percentile(values, [50, 99, 100])
@@ -66,7 +74,10 @@ def main() -> None:
     parser.add_argument("--refusals", type=int, default=500)
     parser.add_argument("--fillers", type=int, default=8, help="clients that keep the queue full")
     arguments = parser.parse_args()
-    asyncio.run(measure(arguments.url, arguments.refusals, arguments.fillers))
+    try:
+        asyncio.run(measure(arguments.url, arguments.refusals, arguments.fillers))
+    except* Fault as faults:
+        raise SystemExit(str(faults.exceptions[0])) from faults
 
 
 if __name__ == "__main__":

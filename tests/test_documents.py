@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from app.api.bodies import PICTURE_TYPES
 from app.api.problems import PROBLEMS
 from app.api.schemas import Options
 from app.settings import Settings
@@ -38,6 +39,11 @@ def test_no_setting_is_documented_that_there_is_not():
 @pytest.mark.parametrize("option", ["boxes", *Options.model_fields])
 def test_every_option_is_documented(option):
     assert re.search(rf"^\| .*`{option}`", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind", PICTURE_TYPES)
+def test_every_content_type_of_a_picture_is_documented(kind):
+    assert f"`{kind}`" in README
 
 
 @pytest.mark.parametrize("code", PROBLEMS)

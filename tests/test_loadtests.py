@@ -13,7 +13,7 @@ def run(script: str, *arguments: object) -> str:
         [sys.executable, ROOT / "loadtests" / script, *map(str, arguments)], capture_output=True, text=True, timeout=300
     )
     assert "Traceback" not in ran.stderr, ran.stderr
-    return ran.stdout
+    return ran.stdout + ran.stderr
 
 
 def test_load(service):
@@ -29,9 +29,15 @@ def test_full_queue(start_service):
     assert all(int(line.split("|")[2]) >= 10 for line in told.splitlines()[2:])
 
 
+def test_full_queue_ends_where_its_requests_are_refused_for_something_else(start_service):
+    service = start_service(api_keys="key", lanes=1)
+    assert run("full_queue.py", "--url", service.client.base_url).startswith("/v1/pose: 401 ")
+
+
 def test_soak():
-    """Every answer of the mixture is as it must be, and no descriptor stays open."""
+    """Every answer of the mixture has a status that it may have, and no descriptor stays open."""
     told = run("soak.py", "--pictures", 200, "--measured", 3)
     assert "200 answered" in told
+    assert re.search(r"planned [\d.]+ a second, sent [\d.]+", told)
     start, end = re.search(r"descriptors: (\d+) at the start, .* (\d+) at the end", told).groups()
     assert int(end) <= int(start) + 4

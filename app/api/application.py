@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from app import __version__
 from app.api import health, models, pose
-from app.api.middleware import OPEN_PATHS, ApiKeys, BodyLimits, RequestContext, note_problem
+from app.api.middleware import OPEN_PATHS, ApiKeys, BodyLimits, Problems, RequestContext, note_problem
 from app.api.openapi import document_of
 from app.api.problems import problem_of, render
 from app.inference.pipeline import Pipeline
@@ -43,7 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="LPN pose service",
         version=__version__,
-        summary="A picture and people's boxes in, COCO keypoints out.",
+        summary="A picture in, the COCO keypoints of its people out.",
         lifespan=lifespan,
         openapi_url=None,  # it has a route below, as the metrics and the log know routes; FastAPI's own are not among them
         docs_url=None,  # FastAPI's page loads its scripts from another host
@@ -63,8 +63,8 @@ def create_app(settings: Settings) -> FastAPI:
     # The last added is the outermost.
     app.add_middleware(BodyLimits, settings=settings)
     app.add_middleware(ApiKeys, keys=settings.api_keys)
-    app.add_middleware(RequestContext, metrics=metrics, pipeline=pipeline)
-    if settings.cors_origins:  # outside the rest, so that problems can be read by the pages as well
+    app.add_middleware(Problems)
+    if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
@@ -72,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
+    app.add_middleware(RequestContext, metrics=metrics, pipeline=pipeline)
     return app
 
 

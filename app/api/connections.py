@@ -199,7 +199,10 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None and self._head_complete and self.cycle.response_started:
             self.transport.close()
             return
-        self.metrics.rejected.labels(problem.code).inc()
+        # A request that the application is reading already breaks off there, and is counted there.
+        if not self._head_complete or self._answering is not self.cycle:
+            self.metrics.rejected.labels(problem.code).inc()
+            self.metrics.requests.labels("connection", "other", problem.status).inc()
         request_id = uuid.uuid4().hex
         fields = {"request_id": request_id, "status": problem.status, "problem": problem.code}
         log.info("a connection was refused", extra=fields)

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: request ids, metrics and logs; keys; body limits. (BaseHTTPMiddleware would hide disconnects.)"""
+"""Pure ASGI middleware: ids, metrics and logs; problems; keys; body limits. (BaseHTTPMiddleware would hide disconnects.)"""
 
 import asyncio
 import hmac
@@ -26,9 +26,7 @@ OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics"))
 
 
 class RequestContext:
-    """An id for each request, one log line, its metrics and Server-Timing, and an answer to every exception.
-
-    Outermost but for CORS, which answers a browser's question before a request by itself.
+    """An id for each request, one log line, its metrics and Server-Timing. Outermost: CORS answers some requests by itself.
 
     HEAD is answered wherever GET is. While the pipeline drains, answers close their connections.
     """
@@ -50,13 +48,11 @@ class RequestContext:
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         seconds: dict[str, float] = {}
-        state.update(request_id=request_id, seconds=seconds)
-        status = 0
+        state.update(request_id=request_id, seconds=seconds, status=0)  # of the answer, once it is begun
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                state["status"] = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
                 if self._pipeline.draining:
@@ -67,34 +63,48 @@ class RequestContext:
         self._metrics.in_flight.inc()
         try:
             await self._app(scope, receive, send_with_headers)
-        except (Exception, asyncio.CancelledError) as error:  # cancelled where the drain is over
-            problem = problem_of(error)
-            if problem.code == "internal_error":
-                log.exception("a request failed", extra={"request_id": request_id})
-            if status == 0:
-                note_problem(scope, problem)
-                await render(problem, request_id)(scope, receive, send_with_headers)
-            _let_go(error)
         finally:
             self._metrics.in_flight.dec()
-            self._record(scope, method, status, time.perf_counter() - started, seconds, request_id)
+            self._record(scope, method, time.perf_counter() - started)
 
-    def _record(
-        self, scope: Scope, method: str, status: int, total: float, seconds: dict[str, float], request_id: str
-    ) -> None:
+    def _record(self, scope: Scope, method: str, total: float) -> None:
+        state = scope["state"]
+        status, seconds = state["status"], state["seconds"]
         route = getattr(scope.get("route"), "path", "unmatched")
         method = method if method in _METHODS else "other"
         self._metrics.requests.labels(route, method, status).inc()
         self._metrics.request_seconds.labels(route).observe(total)
-        if seconds:
+        if seconds and status == 200:  # others have been through some of the stages only, and would spoil the means
             for stage, value in {**seconds, "total": total}.items():
                 self._metrics.stage_seconds.labels(stage).observe(value)
-        problem = scope["state"].get("problem")
+        problem = state.get("problem")
         if problem is not None:
             self._metrics.rejected.labels(problem).inc()
-        fields = {"request_id": request_id, "method": method, "route": route, "status": status}
+        fields = {"request_id": state["request_id"], "method": method, "route": route, "status": status}
         fields |= {"ms": round(total * 1000, 1)} | ({"problem": problem} if problem else {})
         log.log(logging.DEBUG if route in OPEN_PATHS else logging.INFO, "request", extra=fields)
+
+
+class Problems:
+    """An answer to every exception. Inside CORS, so that the pages of other origins can read it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except (Exception, asyncio.CancelledError) as error:  # cancelled where the drain is over
+            problem, request_id = problem_of(error), scope["state"]["request_id"]
+            if problem.code == "internal_error":
+                log.exception("a request failed", extra={"request_id": request_id})
+            if scope["state"]["status"] == 0:  # or its answer is begun, and only breaks off
+                note_problem(scope, problem)
+                await render(problem, request_id)(scope, receive, send)
+            _let_go(error)
 
 
 class ApiKeys:

@@ -277,8 +277,9 @@ class Scheduler:
             self.seconds_per_crop += 0.1 * (took / len(members) - self.seconds_per_crop)
             self._deliver(members, outcome, took)
         elif isinstance(outcome, Exception):
-            log.error("a batch failed", exc_info=outcome, extra={"network": network.name, "crops": len(members)})
-            _fail_all(members, BatchFailed("The network failed on a batch."))
+            if all(ticket.answer.done() for ticket, _ in members):  # else it is logged under the ids of their requests
+                log.error("a batch failed whose requests had ended", exc_info=outcome)
+            _fail_all(members, BatchFailed(f"The network {network.name} failed on a batch of {len(members)}."), outcome)
         else:
             self._replace(lane, members, f"lane {lane.number} died of {type(outcome).__name__}")
         self._fill_lanes()
@@ -343,9 +344,11 @@ def _guarded(network: Network, crops: list[npt.NDArray[np.uint8]]) -> BatchResul
         return error
 
 
-def _fail_all(members: list[tuple[Ticket, int]], error: Exception) -> None:
+def _fail_all(members: list[tuple[Ticket, int]], error: Exception, cause: Exception | None = None) -> None:
     for ticket, _ in members:
-        _fail(ticket, type(error)(*error.args))  # one each, since it holds the frames of whoever awaits it
+        own = type(error)(*error.args)  # one each, since it holds the frames of whoever awaits it
+        own.__cause__ = cause
+        _fail(ticket, own)
 
 
 def _fail(ticket: Ticket, error: Exception) -> None:

@@ -32,7 +32,7 @@ class Metrics:
         self.in_flight = Gauge("pose_http_requests_in_flight", "HTTP requests being answered.", registry=registry)
         self.stage_seconds = Histogram(
             "pose_stage_duration_seconds",
-            "Seconds of a pose request in a stage; infer and keypoints are summed over the lanes that worked for it.",
+            "Seconds of an answered pose request in a stage; infer and keypoints are summed over the lanes at work for it.",
             ("stage",),
             buckets=_SECONDS,
             registry=registry,

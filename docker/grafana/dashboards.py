@@ -6,6 +6,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "dashboards"
 POSE = 'route="/v1/pose",instance=~"$instance"'
+WITH_REFUSED = 'route=~"/v1/pose|connection",instance=~"$instance"'  # and connections whose requests were never read
 ONE = 'instance=~"$instance"'
 MODEL = 'instance=~"$instance",model=~"$model"'
 RATE = "$__rate_interval"
@@ -23,7 +24,7 @@ def query(expr: str, legend: str = "", kind: str = "time_series") -> Panel:
 
 
 def panel(kind: str, title: str, description: str, unit: str, *queries: Panel, **more: Any) -> Panel:
-    """A panel; `more`: thresholds (value → colour from it on), stack, options."""
+    """A panel; `more`: thresholds (value → colour from it on), stack, empty (what stands there without any series)."""
     steps = [{"color": colour, "value": value} for value, colour in more.get("thresholds", {None: "text"}).items()]
     custom: dict[str, Any] = {"fillOpacity": 10, "showPoints": "never"}
     if more.get("stack"):
@@ -33,13 +34,13 @@ def panel(kind: str, title: str, description: str, unit: str, *queries: Panel, *
     defaults = {
         "unit": unit,
         "min": 0,
-        "noValue": "no traffic",
+        "noValue": more.get("empty", "no traffic"),
         "thresholds": {"mode": "absolute", "steps": steps},
         "custom": custom if kind == "timeseries" else {},
     }
     if kind == "stat":
         defaults["color"] = {"mode": "thresholds"}
-        queries = tuple(each | {"instant": True, "range": False} for each in queries)  # now, or "no traffic"
+        queries = tuple(each | {"instant": True, "range": False} for each in queries)  # now, or nothing
     return {
         "type": kind,
         "title": title,
@@ -47,7 +48,7 @@ def panel(kind: str, title: str, description: str, unit: str, *queries: Panel, *
         "datasource": {"type": "prometheus", "uid": "${datasource}"},
         "targets": [{**each, "refId": chr(65 + i)} for i, each in enumerate(queries)],
         "fieldConfig": {"defaults": defaults, "overrides": []},
-        "options": more.get("options", {}),
+        "options": {},
     }
 
 
@@ -134,8 +135,8 @@ def dashboard(uid: str, title: str, panels: list[Panel], **more: str) -> Panel:
 
 
 CROPS = f"sum(rate(pose_crops_total{{{MODEL}}}[{RATE}]))"
-REQUESTS = f"sum(rate(pose_http_requests_total{{{POSE}}}[{RATE}]))"
-FAULTS = f'(sum(rate(pose_http_requests_total{{{POSE},status=~"500|503"}}[{RATE}])) or vector(0)) / ({REQUESTS} > 0)'
+REQUESTS = f"sum(rate(pose_http_requests_total{{{WITH_REFUSED}}}[{RATE}]))"
+FAULTS = f'(sum(rate(pose_http_requests_total{{{WITH_REFUSED},status=~"500|503"}}[{RATE}])) or vector(0)) / ({REQUESTS} > 0)'
 WITHIN = (
     f'sum(rate(pose_http_request_duration_seconds_bucket{{{POSE},le="1.0"}}[{RATE}])) / '
     f"(sum(rate(pose_http_request_duration_seconds_count{{{POSE}}}[{RATE}])) > 0)"
@@ -152,8 +153,8 @@ SERVICE = [
         ),
         stat(
             "Faults (500, 503)",
-            "pose_http_requests_total by status. Red: over the objective's 0.5 %; see Refused requests and the "
-            "log lines of level error.",
+            "pose_http_requests_total by status, refused connections too. Red: over the objective's 0.5 %; see Refused "
+            "requests and the log lines of level error.",
             "percentunit",
             query(FAULTS),
             thresholds={None: "green", 0.005: "red"},
@@ -176,8 +177,9 @@ SERVICE = [
             "Replicas",
             "up. Red: none answers Prometheus.",
             "short",
-            query(f'sum(up{{job="pose",{ONE}}})'),
+            query(f'sum(up{{job="pose",{ONE}}}) or vector(0)'),
             thresholds={None: "red", 1: "green"},
+            empty="no data",
         ),
         stat(
             "Room taken",
@@ -186,14 +188,16 @@ SERVICE = [
             "percentunit",
             query(f"sum(pose_admitted_crops{{{ONE}}}) / sum(pose_queue_limit_crops{{{ONE}}})"),
             thresholds={None: "green", 0.5: "yellow", 0.8: "red"},
+            empty="no data",
         ),
     ],
     [
         graph(
             "Requests by status",
-            "pose_http_requests_total. 4xx are the clients' faults, 500 and 503 the service's; 504: a deadline passed.",
+            "pose_http_requests_total, refused connections too. 4xx are the clients' faults, 500 and 503 the service's; 504: "
+            "a deadline passed.",
             "reqps",
-            query(f"sum by (status) (rate(pose_http_requests_total{{{POSE}}}[{RATE}]))", "{{status}}"),
+            query(f"sum by (status) (rate(pose_http_requests_total{{{WITH_REFUSED}}}[{RATE}]))", "{{status}}"),
             stack=True,
         ),
         graph(
@@ -214,8 +218,9 @@ SERVICE = [
     [
         graph(
             "Where the time goes",
-            "pose_stage_duration_seconds, mean a request, stacked. queue: too few cores; decode: "
-            "large photos; read: slow clients; infer: the network, on shared or throttled cores slower than at warm-up.",
+            "pose_stage_duration_seconds, mean of an answered pose request (failed ones are not counted), stacked. queue: "
+            "too few cores; decode: large photos; read: slow clients; infer: the network, on shared or throttled cores "
+            "slower than at warm-up.",
             "s",
             query(
                 f'sum by (stage) (rate(pose_stage_duration_seconds_sum{{{ONE},stage!="total"}}[{RATE}])) '
@@ -250,6 +255,7 @@ SERVICE = [
             "short",
             query(f"sum by (instance) (pose_queue_crops{{{ONE}}})", "{{instance}}"),
             query(f"sum by (instance) (pose_admitted_crops{{{ONE}}})", "{{instance}} admitted"),
+            empty="no data",
         ),
         graph(
             "Wait for a lane",
@@ -293,8 +299,8 @@ STAGES = [
     [
         graph(
             "$stage: quantiles",
-            "pose_stage_duration_seconds. What grows is where the time goes: queue: too few cores; decode: large photos; "
-            "read: slow clients; infer and detect: cores that are shared or throttled.",
+            "pose_stage_duration_seconds, of answered requests. What grows is where the time goes: queue: too few cores; "
+            "decode: large photos; read: slow clients; infer and detect: cores that are shared or throttled.",
             "s",
             *quantiles("pose_stage_duration_seconds", f'{ONE},stage=~"$stage"'),
         ),
@@ -315,6 +321,7 @@ MACHINE = [
             "short",
             query(f'rate(process_cpu_seconds_total{{job="pose",{ONE}}}[{RATE}])', "{{instance}}"),
             query(f"pose_lanes{{{ONE}}}", "{{instance}} lanes"),
+            empty="no data",
         ),
         graph(
             "Throttling",
@@ -323,6 +330,7 @@ MACHINE = [
             "percentunit",
             query(f"rate(pose_cpu_throttled_seconds_total{{{ONE}}}[{RATE}]) / pose_lanes", "{{instance}}"),
             thresholds={None: "green", 0.1: "red"},
+            empty="no data",
         ),
         graph(
             "Memory",
@@ -331,6 +339,7 @@ MACHINE = [
             "bytes",
             query(f'process_resident_memory_bytes{{job="pose",{ONE}}}', "{{instance}}"),
             query(f"pose_memory_limit_bytes{{{ONE}}}", "{{instance}} limit"),
+            empty="no data",
         ),
     ],
     [
@@ -340,6 +349,7 @@ MACHINE = [
             "short",
             query(f"sum by (model) (rate(pose_inference_seconds_total{{{ONE}}}[{RATE}]))", "{{model}}"),
             query(f"sum(pose_lanes{{{ONE}}})", "lanes"),
+            empty="no data",
         ),
         graph(
             "Lanes replaced",
@@ -347,6 +357,7 @@ MACHINE = [
             "short",
             query(f"increase(pose_inference_workers_replaced_total{{{ONE}}}[{RATE}])", "{{instance}}"),
             thresholds={None: "green", 1: "red"},
+            empty="no data",
         ),
         graph(
             "Open descriptors and connections",
@@ -356,6 +367,7 @@ MACHINE = [
             query(f'process_open_fds{{job="pose",{ONE}}}', "{{instance}} descriptors"),
             query(f"pose_http_connections{{{ONE}}}", "{{instance}} connections"),
             query(f"pose_http_requests_in_flight{{{ONE}}}", "{{instance}} in flight"),
+            empty="no data",
         ),
     ],
     [
@@ -377,6 +389,7 @@ MACHINE = [
             "pose_model_info: what each replica serves. Different sha256 of one version: a replica is out of date.",
             "none",
             query(f"pose_model_info{{{ONE}}}", "", "table") | {"instant": True},
+            empty="no data",
         ),
     ],
 ]

@@ -1,4 +1,6 @@
-"""A dashboard's picture from its own queries, without Grafana: `python docker/grafana/draw.py service.json picture.png`.
+"""A dashboard's picture from its own queries, without Grafana: from the repository's root
+
+    .venv/bin/python docker/grafana/draw.py docker/grafana/dashboards/service.json docker/grafana/service.png
 
 Asks a running Prometheus every panel's query over the last minutes and draws the answers where the panels are. It shows what
 the queries tell, not how Grafana would paint it. Needs matplotlib (requirements/training.txt).
@@ -64,8 +66,8 @@ def name(legend: str, labels: dict[str, str]) -> str:
 def draw_stat(axes: Axes, panel: Panel, answers: list[Series]) -> None:
     current = [values[-1] for _, at, values in answers[0] if at[-1] * 60 > -STEP]
     value = current[0] if current else None
-    unit = panel["fieldConfig"]["defaults"]["unit"]
-    text, ink = ("no traffic", COLOURS["text"]) if value is None else (told(value, unit), colour(value, panel))
+    unit, empty = (panel["fieldConfig"]["defaults"][name] for name in ("unit", "noValue"))
+    text, ink = (empty, COLOURS["text"]) if value is None else (told(value, unit), colour(value, panel))
     axes.text(0.5, 0.42, text, ha="center", va="center", fontsize=23, color=ink, weight="bold", transform=axes.transAxes)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -79,7 +81,7 @@ def draw_lines(axes: Axes, panel: Panel, answers: list[Series]) -> None:
         for labels, at, values in series
     ]
     if not lines:
-        axes.text(0.5, 0.5, "no traffic", ha="center", color=COLOURS["text"], transform=axes.transAxes)
+        axes.text(0.5, 0.5, defaults["noValue"], ha="center", color=COLOURS["text"], transform=axes.transAxes)
     elif "stacking" in defaults["custom"]:
         times = sorted({moment for _, at, _ in lines for moment in at})
         heights = [[dict(zip(at, values, strict=True)).get(moment, 0.0) for moment in times] for _, at, values in lines]

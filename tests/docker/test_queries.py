@@ -89,7 +89,7 @@ def test_a_query_asks_for_labels_that_there_are(where, expression):
 @pytest.mark.parametrize(("dashboard", "panel"), panels())
 def test_a_panel_names_its_metric_and_says_what_it_means(dashboard, panel):
     assert re.search(r"\b(pose|process)_\w+|\bup\b", panel["description"]), panel["title"]
-    assert panel["fieldConfig"]["defaults"]["noValue"] == "no traffic"
+    assert panel["fieldConfig"]["defaults"]["noValue"] in ("no traffic", "no data")
     assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
 
 

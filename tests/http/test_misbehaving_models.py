@@ -129,7 +129,9 @@ def test_a_batch_that_fails_is_a_defect_that_is_logged_and_not_told(service):
     assert not re.search(r"onnx|gather|\.py|Error\b|Traceback", answer.text)
     lines = [orjson.loads(line) for line in service.log.splitlines()[1:]]  # after the one for a person all are JSON
     told = [line for line in lines if line.get("request_id") == answer.json()["request_id"]]
-    assert any("BatchFailed" in line.get("exception", "") for line in told)
+    (logged,) = [line["exception"] for line in told if "exception" in line]
+    assert "BatchFailed: The network lpn50/1 failed on a batch of 1." in logged
+    assert "running Gather node" in logged  # the cause, in the runtime's words
     assert {"status": 500, "problem": "internal_error"}.items() <= told[-1].items()
     assert ask(service, WORKS).status_code == 200
 

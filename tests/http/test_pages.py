@@ -148,9 +148,11 @@ def test_an_answered_request_moves_its_metrics(client, service, two_women):
 def test_a_refused_request_moves_its_metrics(client, service):
     labels = {"route": "/v1/pose", "method": "POST", "status": "422"}
     before = service.metric("pose_http_requests_total", **labels), service.metric("pose_rejected_total", code="invalid_image")
+    stages = service.metric("pose_stage_duration_seconds_count")
     ask(client, b"nothing")
     assert service.metric("pose_http_requests_total", **labels) == before[0] + 1
     assert service.metric("pose_rejected_total", code="invalid_image") == before[1] + 1
+    assert service.metric("pose_stage_duration_seconds_count") == stages  # which are means over answered requests
 
 
 def test_what_clients_make_up_makes_no_labels(client):
@@ -381,12 +383,28 @@ def test_a_page_of_the_named_origin_may_ask_and_read_problems(guarded):
     asked = guarded.client.options("/v1/pose", headers=origin | wish)
     assert asked.status_code == 200
     assert asked.headers["access-control-allow-origin"] == "https://pages.example"
-    problem = guarded.client.get("/v1/models", headers=origin)
-    assert problem.status_code == 401
-    assert problem.headers["access-control-allow-origin"] == "https://pages.example"
-    assert problem.headers["access-control-expose-headers"] == "X-Request-ID, Server-Timing, Retry-After"
+    without_key = guarded.client.get("/v1/models", headers=origin)
+    key = {"X-API-Key": "first-key"}
+    too_large = guarded.client.post("/v1/pose", content=bytes(33 * 2**20), headers=origin | key | JPEG)
+    not_there = guarded.client.get("/nothing", headers=origin | key)
+    for problem, status in ((without_key, 401), (too_large, 413), (not_there, 404)):
+        assert problem.status_code == status
+        assert problem.headers["access-control-allow-origin"] == "https://pages.example"
+        assert problem.headers["access-control-expose-headers"] == "X-Request-ID, Server-Timing, Retry-After"
+        assert problem.headers["x-request-id"] == problem.json()["request_id"]
     other = guarded.client.get("/livez", headers={"Origin": "https://other.example"})
     assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_browsers_question_before_a_request_is_told_of_as_any_request(guarded):
+    labels = {"method": "OPTIONS", "status": "200"}
+    before = guarded.metric("pose_http_requests_total", **labels)
+    wish = {"Origin": "https://pages.example", "Access-Control-Request-Method": "POST", "X-Request-ID": "a-question"}
+    asked = guarded.client.options("/v1/pose", headers=wish)
+    assert asked.headers["x-request-id"] == "a-question"
+    assert re.fullmatch(r"total;dur=\d+\.\d\d", asked.headers["server-timing"])
+    assert guarded.metric("pose_http_requests_total", **labels) == before + 1
+    guarded.wait_until(lambda: "a-question" in guarded.log)
 
 
 def test_no_other_origin_may_ask_by_default(client):

@@ -184,10 +184,28 @@ def test_a_batch_that_fails_answers_every_member():
         gate.opened.set()
         outcomes = await asyncio.gather(*jobs, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [BatchFailed] * 3
+        assert [type(outcome.__cause__) for outcome in outcomes] == [ValueError] * 3
         await blocker
         assert len((await s.run(Network("n", doubled), crops(1), soon())).results) == 1
 
     drive(work)
+
+
+def test_a_batch_that_fails_when_its_callers_have_left_is_logged_all_the_same(caplog):
+    gate = threading.Event()
+
+    def broken(batch: np.ndarray) -> BatchResult:
+        assert gate.wait(20)
+        raise ValueError("nobody waits for this")
+
+    async def work(s: Scheduler) -> None:
+        with pytest.raises(TimeoutError):
+            await s.run(Network("broken", broken), crops(1), soon(0.02))
+        gate.set()
+        await s.run(Network("n", doubled), crops(1), soon())
+
+    drive(work)
+    assert "nobody waits for this" in caplog.text
 
 
 def test_a_large_request_of_which_one_batch_fails_is_answered_once_and_its_rest_is_skipped():
