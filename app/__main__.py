@@ -29,7 +29,8 @@ def main() -> int:
             name = "POSE_" + "_".join(str(part) for part in fault["loc"]).upper()
             print(f"{name}: {fault['msg'].removeprefix('Value error, ')} (it is {fault['input']!r})", file=sys.stderr)
         return 1
-    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(settings.max_image_pixels))
+    # A model's golden.png is read under it as well, with sides of 2048 at most.
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(max(settings.max_image_pixels, 2048 * 2048)))
 
     import uvicorn
 

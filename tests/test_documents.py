@@ -1,4 +1,4 @@
-"""What the README says is what there is: every setting, option, problem and metric."""
+"""What the documents say is what there is: every setting, option, problem and metric, and the limits."""
 
 import re
 from pathlib import Path
@@ -13,6 +13,8 @@ from app.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+SECURITY = (ROOT / "SECURITY.md").read_text()
+UNITS = {"": 1, "a picture": 1, "s": 1, "million": 10**6, "MiB": 2**20}
 
 
 def default_of(setting: str) -> str:
@@ -34,6 +36,16 @@ def test_every_setting_is_documented_with_its_default(setting):
 
 def test_no_setting_is_documented_that_there_is_not():
     assert {name.lower() for name in re.findall(r"`POSE_([A-Z_]+)`", README)} <= Settings.model_fields.keys()
+
+
+def test_the_limits_of_security_are_the_defaults():
+    rows = re.findall(r"^\| (`POSE_[^|]+) \| ([^|]+) \|", SECURITY, re.MULTILINE)
+    assert rows
+    for names, defaults in rows:
+        for name, default in zip(re.findall(r"`POSE_(\w+)`", names), defaults.split(", "), strict=True):
+            number, _, unit = default.partition(" ")
+            told = float(number) * UNITS[unit] * (1000 if name.endswith("_MS") else 1)  # times are told in seconds
+            assert told == Settings.model_fields[name.lower()].default, name
 
 
 @pytest.mark.parametrize("option", ["boxes", *Options.model_fields])

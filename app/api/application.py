@@ -80,7 +80,9 @@ def _answer(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
     note_problem(request.scope, problem)
     response = render(problem, request.state.request_id)
-    response.headers.update(getattr(error, "headers", None) or {})  # Allow, of 405
+    allow = (getattr(error, "headers", None) or {}).get("Allow")  # of 405
+    if allow is not None:
+        response.headers["Allow"] = allow.replace("GET", "GET, HEAD")  # which is answered wherever GET is
     return response
 
 

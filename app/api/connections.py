@@ -28,6 +28,7 @@ _SENT_AHEAD = 64  # requests on a connection that wait for the answers before th
 # Clients that would rather speak HTTP/2 (Java's, curl --http2) offer it with every request. httptools takes what follows such
 # a head, the body, for bytes of that protocol and then for another request.
 _OFFER = re.compile(rb"(?i)\r\nUpgrade:")
+_CUT = re.compile(rb"(?i)\r(\n(\r|U|Up|Upg|Upgr|Upgra|Upgrad|Upgrade)?)?\Z")  # of an offer, or of a head's end, by a read
 _LAST_REQUESTS_SECONDS = 1.0  # for requests that are on their way when the service is told to stop
 
 
@@ -38,6 +39,7 @@ class Connection(HttpToolsProtocol):
     _answering: RequestResponseCycle | None = None
     _unread: asyncio.TimerHandle | None = None  # the client's reading of its answer
     _head_bytes = 0  # of the request that is being read; 0 between requests
+    _held_back = b""  # the end of what came of a head, until more tells whether it begins an offer
     _head_complete = False
     _body_complete = True
     _framing_bytes = 0  # of a chunked body since its last content: lines that tell sizes, and trailers
@@ -78,15 +80,21 @@ class Connection(HttpToolsProtocol):
         if self._head_complete:
             self._framing_bytes += len(data)
         else:
-            head, end, rest = data.partition(b"\r\n\r\n")
+            head, end, rest = (self._held_back + data).partition(b"\r\n\r\n")
+            self._held_back = b""
             if end and self._head_bytes + len(head) > _HEAD_BYTES:
                 self._refuse_head()
                 return
-            self._head_bytes += len(data)
+            if not end and (cut := _CUT.search(head)):
+                head, self._held_back = head[: cut.start()], cut[0]
+            self._head_bytes += len(head) + len(end) + len(rest)
             data = _OFFER.sub(b"\r\nRefused-Upgrade:", head) + end + rest
         super().data_received(data)
         if self.transport.is_closing():
             return
+        if self._head_complete and self._held_back:  # a head that was begun behind another request: this is of its body
+            held_back, self._held_back = self._held_back, b""
+            super().data_received(held_back)
         if not self._head_complete and self._head_bytes > _HEAD_BYTES:
             self._refuse_head()
         elif self._head_complete and self._framing_bytes > _HEAD_BYTES:

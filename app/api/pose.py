@@ -42,7 +42,7 @@ async def pose(request: Request) -> Response:
     pipeline: Pipeline = request.app.state.pipeline
     seconds: dict[str, float] = request.state.seconds
     started = time.perf_counter()
-    answer_type = accepted_type(request.headers.get("accept", "*/*"))
+    answer_type = accepted_type(",".join(request.headers.getlist("accept") or ["*/*"]))
     asked = await read_pose_request(request, settings)
     seconds["read"] = time.perf_counter() - started
     # The deadline counts from here: the body had its own time-out.

@@ -70,6 +70,12 @@ def test_options_say_how_many_and_how_sure(client, two_women):
     assert find(client, two_women, detection_threshold=1) == []
 
 
+def test_fifty_people_are_taken_where_a_request_names_no_number(service, client, two_women):
+    before = service.metric("pose_crops_total", model="lpn50/1")
+    find(client, two_women, detection_threshold=0)
+    assert 40 < service.metric("pose_crops_total", model="lpn50/1") - before <= 50  # some lie in the letterbox's rim
+
+
 def test_nobody_is_found_twice_though_several_boxes_show_the_same_person(client, two_women):
     people = find(client, two_women, detection_threshold=0.02)
     for box in TWO_WOMEN_BOXES:

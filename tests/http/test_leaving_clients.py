@@ -56,7 +56,7 @@ def test_no_memory_stays_held(left):
 def test_most_of_their_work_was_never_done(left):
     """A crop runs for nobody only where its batch had begun before its client was seen to leave."""
     service, _, whole = left
-    assert service.metric("pose_images_total") - 20 < 0.25 * whole
+    assert service.metric("pose_crops_total") - 2 * 20 < 0.25 * 2 * whole
 
 
 def test_the_queue_is_empty_and_its_room_free(left):

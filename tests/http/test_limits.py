@@ -102,6 +102,18 @@ def test_all_bodies_together_are_bounded(start_service):
         assert answer.json()["type"] == "/problems/invalid_image"
 
 
+def test_a_body_counts_until_its_request_is_answered(start_service, t_pose):
+    service = start_service(max_body_bytes=2**20, queue_bytes=2**20, lanes=1)
+    padded = t_pose + bytes(700_000 - len(t_pose))
+    waiting = InBackground(service, padded)
+    service.wait_until(lambda: service.metric("pose_queue_crops") > 0)
+    refused = service.client.post("/v1/pose", params={"boxes": BOX}, content=padded, headers=JPEG)
+    assert (refused.status_code, refused.json()["type"]) == (429, "/problems/queue_full")
+    assert "bytes of bodies" in refused.json()["detail"]
+    waiting.join()
+    assert waiting.answer.status_code == 200
+
+
 @pytest.mark.parametrize("content", [bytes(30 * 2**20), pieces])
 def test_bodies_of_refused_requests_are_let_go_at_once(start_service, content):
     """Not when the next collection of cycles comes: what was raised holds the frames that hold the body."""
@@ -232,9 +244,8 @@ def busy(narrow, t_pose) -> Iterator:
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_return(busy, t_pose):
     before = busy.metric("pose_rejected_total", code="queue_full")
-    started = time.monotonic()
     answer = busy.client.post("/v1/pose", params={"boxes": LARGE}, content=t_pose, headers=JPEG)
-    assert time.monotonic() - started < 1
+    assert busy.metric("pose_queue_crops") > 0  # the large request, whose room it did not wait for, goes on
     assert (answer.status_code, answer.json()["type"]) == (429, "/problems/queue_full")
     assert int(answer.headers["retry-after"]) >= 1
     assert "100 crops" in answer.json()["detail"]
@@ -257,9 +268,8 @@ def test_after_the_seconds_of_retry_after_there_is_room(busy, t_pose):
 
 def test_probes_and_metrics_answer_whatever_the_load(busy):
     for path in ("/livez", "/readyz", "/metrics", "/v1/models"):
-        started = time.monotonic()
         assert busy.client.get(path).status_code == 200
-        assert time.monotonic() - started < 1
+    assert busy.metric("pose_queue_crops") > 0  # none waited for the large request
     assert busy.metric("pose_inference_workers_busy") == 1
 
 
@@ -298,10 +308,19 @@ def test_past_its_deadline_a_request_is_answered_so(client, t_pose):
     assert "timeout_ms" in answer.json()["detail"]
 
 
+def test_a_deadline_counts_from_the_arrival_of_the_body_on(service, t_pose):
+    with connection(service.port) as sock:
+        head = HEAD.replace(b"?", b"?timeout_ms=2000&") + b"Content-Length: %d\r\n\r\n" % len(t_pose)
+        sock.sendall(head + t_pose[:-1])
+        time.sleep(2.5)
+        sock.sendall(t_pose[-1:])
+        assert b" 200 " in sock.recv(65_536)[:20]
+
+
 def test_past_its_deadline_a_requests_waiting_crops_are_dropped(narrow, t_pose):
     dropped = narrow.metric("pose_dropped_crops_total", reason="deadline")
     answer = narrow.client.post(
-        "/v1/pose", params={"boxes": LARGE, "timeout_ms": 400, "flip_test": True}, content=t_pose, headers=JPEG
+        "/v1/pose", params={"boxes": LARGE, "timeout_ms": 1500, "flip_test": True}, content=t_pose, headers=JPEG
     )
     assert answer.status_code == 504
     assert narrow.metric("pose_dropped_crops_total", reason="deadline") > dropped

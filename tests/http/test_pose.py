@@ -15,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 T_POSE = "295,15,545,595"
 TWO_WOMEN = "140,200,225,640;620,20,655,825"
+BACKGROUND = "0,0,150,150"  # of the two women's picture
 T_POSE_BOXES = [[295, 15, 545, 595]]
 TWO_WOMEN_BOXES = [[140, 200, 225, 640], [620, 20, 655, 825]]
 
@@ -37,6 +38,12 @@ def plain(client, t_pose) -> dict:
     answer = post_picture(client, t_pose, boxes=T_POSE)
     assert answer.status_code == 200
     return answer.json()
+
+
+@pytest.fixture(scope="module")
+def scene(client, two_women) -> list[dict]:
+    """Two people, and what is made of a box of background: joints of every score."""
+    return post_picture(client, two_women, boxes=f"{TWO_WOMEN};{BACKGROUND}").json()["annotations"]
 
 
 # Bodies
@@ -176,9 +183,11 @@ def test_results_hold_the_same_people_as_coco(client, two_women):
         assert (result["score"], result["bbox"]) == (person["score"], person["bbox"])
 
 
-def test_a_persons_score_is_the_mean_of_the_joints_above_a_fifth(plain):
-    scores = np.array(plain["annotations"][0]["keypoint_scores"])
-    assert plain["annotations"][0]["score"] == pytest.approx(scores[scores > 0.2].mean(), abs=2e-4)
+def test_a_persons_score_is_the_mean_of_the_joints_above_a_fifth(scene):
+    for person in scene:
+        scores = np.array(person["keypoint_scores"])
+        assert person["score"] == pytest.approx(scores[scores > 0.2].mean(), abs=2e-4)
+    assert (scores <= 0.2).any()  # of the background
 
 
 def test_places_have_two_decimals_and_scores_four(plain):
@@ -208,6 +217,17 @@ def test_keypoint_threshold_moves_visibility_but_no_place_and_no_score(client, t
         assert person["keypoint_scores"] == default["keypoint_scores"]
         assert set(joints[:, 2]) <= {0, 2}
         assert (joints[:, 2] == 2).sum() == person["num_keypoints"] == (scores >= threshold).sum()
+
+
+def test_keypoint_threshold_is_the_models_unless_it_is_given_and_may_be_zero(client, two_women, scene):
+    models = client.get("/v1/models").json()["models"]
+    default = next(model["keypoint_threshold"] for model in models if model["default"] and model["kind"] == "pose")
+    every = post_picture(client, two_women, boxes=f"{TWO_WOMEN};{BACKGROUND}", keypoint_threshold=0).json()["annotations"]
+    for people, threshold in ((scene, default), (every, 0)):
+        scores = np.array([person["keypoint_scores"] for person in people])
+        visible = np.reshape([person["keypoints"] for person in people], (3, 17, 3))[:, :, 2]
+        assert (visible == np.where(scores >= threshold, 2, 0)).all()
+        assert 0 < scores.min() < default < scores.max()
 
 
 def test_flip_test_moves_places_a_little(client, t_pose, plain):
@@ -276,6 +296,13 @@ def test_accept_is_weighed_as_the_client_weighs_it(client, t_pose):
         ("text/html, */*;q=0.1", "application/json"),
     ):
         assert post_picture(client, t_pose, accept, boxes=T_POSE).headers["content-type"] == kind
+
+
+def test_accept_may_be_written_in_several_lines(client, t_pose):
+    for lines, kind in ((("text/html", "image/png"), "image/png"), (("image/png;q=0.5", "*/*"), "application/json")):
+        headers = [("Content-Type", "image/jpeg"), *(("Accept", line) for line in lines)]
+        answer = client.post("/v1/pose", params={"boxes": T_POSE}, content=t_pose, headers=headers)
+        assert answer.headers["content-type"] == kind
 
 
 def test_other_kinds_of_answer_are_not_acceptable(client, t_pose):

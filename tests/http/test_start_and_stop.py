@@ -12,7 +12,9 @@ import threading
 import time
 from pathlib import Path
 
+import cv2
 import httpx
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -90,20 +92,33 @@ def test_a_default_model_that_there_is_not_is_told_in_one_line():
     assert "nobody" in said
 
 
+def test_a_limit_below_the_models_own_pictures_is_no_matter_to_them(start_service):
+    service = start_service(max_image_pixels=1_000, lanes=1)
+    for height, status in ((30, 200), (60, 413)):
+        picture = cv2.imencode(".png", np.zeros((height, 20, 3), np.uint8))[1].tobytes()
+        assert service.client.post("/v1/pose", content=picture, headers={"Content-Type": "image/png"}).status_code == status
+
+
 # Disks
 
 
 def test_nothing_is_written_so_a_full_or_unwritable_disk_is_no_matter(start_service, t_pose, tmp_path, monkeypatch):
-    """Not even for a form of many megabytes."""
+    """Not even for a form of many megabytes, while it arrives."""
     for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "nowhere"))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     service = start_service(lanes=1)
-    form = {"image": t_pose + bytes(20 * 2**20)}
-    answer = service.client.post("/v1/pose", files=form, data={"boxes": "295,15,545,595"}, timeout=60)
-    assert answer.status_code == 200
-    opened = [entry.readlink() for entry in Path(f"/proc/{service.process.pid}/fd").iterdir() if int(entry.name) > 2]
-    assert [path for path in opened if path.is_absolute() and path.parts[1] != "dev"] == []
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + t_pose + bytes(20 * 2**20)
+    end = b"\r\n--x--\r\n"
+    head = "POST /v1/pose?boxes=295,15,545,595 HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    before = service.metric("process_resident_memory_bytes")
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as sock:
+        sock.sendall(f"{head}Content-Length: {len(part) + len(end)}\r\n\r\n".encode() + part)
+        service.wait_until(lambda: service.metric("process_resident_memory_bytes") > before + 15e6)
+        opened = [entry.readlink() for entry in Path(f"/proc/{service.process.pid}/fd").iterdir() if int(entry.name) > 2]
+        assert [path for path in opened if path.is_absolute() and path.parts[1] != "dev"] == []
+        sock.sendall(end)
+        assert b" 200 " in sock.recv(65_536)[:20]
     assert list(tmp_path.iterdir()) == []
 
 
