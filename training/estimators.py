@@ -92,13 +92,13 @@ def _file_as_labelled(picture: Picture) -> bytes:
 def server_estimator(client: httpx.Client, model: str, flip_tests: Sequence[bool]) -> Estimator:
     """A running service, through HTTP and its JSON."""
 
-    def ask(picture: Picture, boxes: Float64, flip_test: bool) -> Float64:
+    def ask(picture: Picture, file: bytes, boxes: Float64, flip_test: bool) -> Float64:
         options: dict[str, str | int] = {"format": "results", "model": model, "flip_test": flip_test, "timeout_ms": 60_000}
         written = ";".join(",".join(map(repr, map(float, place))) for place in boxes)
         answer = client.post(
             "/v1/pose",
             params={"boxes": written, **options},
-            content=_file_as_labelled(picture),
+            content=file,
             headers={"Content-Type": "application/octet-stream"},
         )
         if answer.is_error:
@@ -106,6 +106,7 @@ def server_estimator(client: httpx.Client, model: str, flip_tests: Sequence[bool
         return np.array([person["keypoints"] for person in answer.json()]).reshape(len(boxes), 17, 3)
 
     def estimate(picture: Picture, boxes: Float64) -> dict[str, Float64]:
-        return {FLIPPED if flip_test else PLAIN: ask(picture, boxes, flip_test) for flip_test in flip_tests}
+        file = _file_as_labelled(picture)
+        return {FLIPPED if flip_test else PLAIN: ask(picture, file, boxes, flip_test) for flip_test in flip_tests}
 
     return estimate

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,8 +117,7 @@ def test_the_command(assets_folder, tmp_path):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_or_broken_asset_is_named(assets_folder, tmp_path, name):
-    for file in assets_folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(assets_folder, tmp_path, dirs_exist_ok=True)
     whole = (tmp_path / name).read_bytes()
     for content in (b"", b"nothing", whole[: len(whole) // 2]):
         (tmp_path / name).write_bytes(content)
@@ -131,8 +131,7 @@ def test_a_missing_or_broken_asset_is_named(assets_folder, tmp_path, name):
 
 
 def test_more_poses_that_are_broken_are_named_by_their_own_file(assets_folder, tmp_path):
-    for file in assets_folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(assets_folder, tmp_path, dirs_exist_ok=True)
     with (tmp_path / "poses_hdm05.npz").open("wb") as out:
         np.savez(out, posture=np.zeros(1))
     with pytest.raises(DataError, match=r"poses_hdm05.npz holds no poses: it has no posture_weight|q"):
@@ -140,8 +139,7 @@ def test_more_poses_that_are_broken_are_named_by_their_own_file(assets_folder, t
 
 
 def test_a_body_without_a_bone_that_is_needed_is_named(assets_folder, tmp_path):
-    for file in assets_folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(assets_folder, tmp_path, dirs_exist_ok=True)
     with np.load(tmp_path / "anny_compact.npz") as content:
         arrays = dict(content)
     arrays["bone_names"] = np.where(arrays["bone_names"] == "wrist.L", "paw.L", arrays["bone_names"])
@@ -152,8 +150,7 @@ def test_a_body_without_a_bone_that_is_needed_is_named(assets_folder, tmp_path):
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_asset_that_is_not_there_is_named(assets_folder, tmp_path, name):
-    for file in assets_folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(assets_folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=rf"{name} cannot be read: No such file"):
         load_assets(tmp_path)
