@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app import __version__
-from app.api import health, models, pose
+from app.api import health, models, pages, pose
 from app.api.middleware import OPEN_PATHS, ApiKeys, BodyLimits, Problems, RequestContext, note_problem
 from app.api.openapi import document_of
 from app.api.problems import problem_of, render
@@ -46,12 +46,12 @@ def create_app(settings: Settings) -> FastAPI:
         summary="A picture in, the COCO keypoints of its people out.",
         lifespan=lifespan,
         openapi_url=None,  # it has a route below, as the metrics and the log know routes; FastAPI's own are not among them
-        docs_url=None,  # FastAPI's page loads its scripts from another host
+        docs_url=None,  # FastAPI's page loads its scripts from another host; pages.py has one that does not
         redoc_url=None,
         redirect_slashes=False,  # another path is another page: 404, not an answer without a body
     )
     app.state.settings, app.state.metrics, app.state.pipeline = settings, metrics, pipeline
-    for module in (pose, models, health):
+    for module in (pose, models, health, pages):
         app.include_router(module.router)
     document = document_of(app, settings, OPEN_PATHS)
 

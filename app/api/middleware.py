@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api import pages
 from app.api.problems import Problem, problem_of, render
 from app.inference.pipeline import Pipeline
 from app.settings import Settings
@@ -22,7 +23,7 @@ log = logging.getLogger("app.requests")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics"))
+OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics")) | pages.PATHS
 
 
 class RequestContext:

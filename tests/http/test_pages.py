@@ -1,4 +1,4 @@
-"""Models, probes, metrics, the OpenAPI document, keys, CORS, and the headers of every answer."""
+"""Models, probes, metrics, the OpenAPI document, pages for browsers, keys, CORS, and the headers of every answer."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def test_probes_answer(client):
     assert client.get("/readyz").json() == {"status": "ready"}
 
 
-@pytest.mark.parametrize("page", ["/livez", "/readyz", "/metrics", "/v1/models", "/v1/models/lpn50", "/openapi.json"])
+@pytest.mark.parametrize("page", ["/livez", "/readyz", "/metrics", "/v1/models", "/v1/models/lpn50", "/openapi.json", "/"])
 def test_head_is_get_without_the_body(client, page):
     whole, head = client.get(page), client.head(page)
     assert (head.status_code, head.content) == (200, b"")
@@ -252,6 +252,39 @@ def test_every_reference_of_the_openapi_document_leads_somewhere(client):
 def test_no_page_names_another_host(client):
     for path in ("/openapi.json", "/v1/models", "/metrics"):
         assert "//" not in client.get(path).text
+    for path in ("/", "/docs", "/static/demo.js", "/static/docs.js", "/static/demo.css"):
+        assert "://" not in client.get(path).text
+
+
+# Pages for browsers
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_page_for_browsers_needs_no_key_and_has_all_that_it_names(guarded, path):
+    page = guarded.client.get(path)
+    assert (page.status_code, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    named = re.findall(r'(?:src|href)="(static/[^"]+)"', page.text)
+    assert named
+    for name in named:
+        assert guarded.client.get(f"/{name}").status_code == 200, name
+    assert guarded.client.get("/static/example.jpg").headers["Content-Type"] == "image/jpeg"
+
+
+def test_a_page_for_browsers_may_load_and_ask_nothing_of_others(client):
+    policy = dict(rule.split(" ", 1) for rule in client.get("/").headers["Content-Security-Policy"].split("; "))
+    assert (policy["default-src"], policy["script-src"], policy["connect-src"]) == ("'none'", "'self'", "'self'")
+
+
+def test_a_browser_is_not_sent_what_it_has(client):
+    page = client.get("/static/demo.js")
+    again = client.get("/static/demo.js", headers={"If-None-Match": page.headers["ETag"]})
+    assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", page.headers["ETag"])
+
+
+@pytest.mark.parametrize("path", ["/static/", "/static/nothing.js", "/static/../pages.py", "/static/%2e%2e/pages.py"])
+def test_no_other_file_is_served(client, path):
+    answer = client.get(path)
+    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not_found")
 
 
 # Headers
