@@ -27,7 +27,9 @@ class Settings(BaseSettings):
         32 * 2**20, ge=1024, description="Bytes of a request's body, counted on the wire. Two large camera photos."
     )
     max_image_pixels: int = Field(
-        50_000_000, ge=1, description="Pixels of a picture, read from its header before decoding. 150 MB once decoded."
+        50_000_000,
+        ge=1,
+        description="Pixels of a picture, read from its header before decoding. 150 MB then, 300 to 600 MB meanwhile.",
     )
     max_images: int = Field(16, ge=1, description="Pictures in a request.")
     max_boxes: int = Field(100, ge=1, description="Boxes for a picture. More people than a photo shows at a useful size.")

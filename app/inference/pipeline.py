@@ -104,10 +104,11 @@ class _Overview:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The people [N, 5] (x1, y1, x2, y2, score) that the detector found in a letterbox."""
+    """The people [N, 5] (x1, y1, x2, y2, score) that the detector found in a letterbox of that gain, and the kept picture."""
 
     people: Float32
-    overview: _Overview
+    gain: float
+    picture: UInt8 | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,23 +216,22 @@ class Pipeline:
         with self.scheduler.admit(_room_for(task, {})) as room:
             async with asyncio.timeout_at(task.deadline):
                 prepared, search = await self._prepared(task, model, room)
-            cut = [picture.crops.pixels for picture in prepared]
-            crops = cut[0] if len(cut) == 1 else np.concatenate(cut)
+            crops = [crop for picture in prepared for crop in picture.crops.pixels]
             network = model.with_flip_test if task.flip_test else model.plain
             ticket = await self.scheduler.run(network, crops, task.deadline, room)
             people = _people(model, prepared, [values for values in ticket.results if values is not None])
-            drawn, encode = await self._drawn(task, model, people[0])
+            drawn, encode, wait = await self._drawn(task, model, people[0])
         self._metrics.images.inc(len(people))
         for picture in people:
             self._metrics.people_per_image.observe(len(picture.boxes))
         seconds = {
             "decode": search.get("decode", 0.0) + sum(picture.decode_seconds for picture in prepared),
             "crop": sum(picture.crop_seconds for picture in prepared),
-            "queue": search["queue"] + ticket.queue_seconds,
+            "queue": search["queue"] + ticket.queue_seconds + wait,
             "infer": ticket.infer_seconds,
             "keypoints": ticket.keypoint_seconds,
         }
-        return Outcome(model, people, drawn, search | seconds | encode)
+        return Outcome(model, people, drawn, search | seconds | ({} if drawn is None else {"encode": encode}))
 
     async def _prepared(self, task: PoseTask, model: PoseModel, room: Room) -> tuple[list[_Prepared], dict[str, float]]:
         """All pictures, searched where they are to be, and cut; and the seconds that the search took and that was waited."""
@@ -242,21 +242,21 @@ class Pipeline:
         )
         return prepared, search | {"queue": search.get("queue", 0.0) + wait}
 
-    async def _drawn(self, task: PoseTask, model: PoseModel, people: People) -> tuple[bytes | None, dict[str, float]]:
-        """The first picture with its people as a file, where one is asked for, and the seconds that it took.
+    async def _drawn(self, task: PoseTask, model: PoseModel, people: People) -> tuple[bytes | None, float, float]:
+        """The first picture with its people as a file, where one is asked for, and the seconds that it took and had waited.
 
         It is decoded again: kept from the first time, those of all waiting requests would be.
         """
         draw = task.draw
         if draw is None:
-            return None, {}
+            return None, 0.0, 0.0
         started = time.perf_counter()
         async with asyncio.timeout_at(task.deadline):
-            (drawn,), _ = await self._on_picture_threads(
+            (drawn,), wait = await self._on_picture_threads(
                 lambda n: draw(image.decode(task.pictures[n], self._settings.max_image_pixels), model.description, people),
                 [0],
             )
-        return drawn, {"encode": time.perf_counter() - started}
+        return drawn, time.perf_counter() - started - wait, wait
 
     async def _search(self, task: PoseTask) -> tuple[dict[int, _Found], dict[str, float]]:
         """Who is found in the pictures without boxes, by the picture's number; and the seconds that each stage took."""
@@ -267,7 +267,7 @@ class Pipeline:
         if detector is None:
             raise NoDetector
         overviews, wait = await self._on_picture_threads(lambda n: self._overview(task, n, detector), numbers)
-        letterboxes = np.stack([overview.letterbox.pixels for overview in overviews])
+        letterboxes = [overview.letterbox.pixels for overview in overviews]
         ticket = await self.scheduler.run(detector.network, letterboxes, task.deadline)
         rows = [values for values in ticket.results if values is not None]
         people = [detector.found(each, task.detection_threshold, task.max_people) for each in rows]
@@ -276,7 +276,8 @@ class Pipeline:
             "detect": sum(o.letterbox_seconds for o in overviews) + ticket.infer_seconds + ticket.keypoint_seconds,
             "queue": wait + ticket.queue_seconds,
         }
-        return dict(zip(numbers, map(_Found, people, overviews), strict=True)), seconds
+        found = [_Found(each, o.letterbox.gain, o.picture) for each, o in zip(people, overviews, strict=True)]
+        return dict(zip(numbers, found, strict=True)), seconds
 
     async def _on_picture_threads(self, work: Callable[[int], T], numbers: Sequence[int]) -> tuple[list[T], float]:
         """What `work` makes of each number, on the picture threads, and the seconds until the first was begun.
@@ -323,7 +324,7 @@ class Pipeline:
         """Decode picture `number` and cut out its people, boxed or found; on a picture thread."""
         started = time.perf_counter()
         try:
-            kept = found.overview.picture if found else None
+            kept = found.picture if found else None
             picture = image.decode(task.pictures[number], self._settings.max_image_pixels) if kept is None else kept
             height, width = picture.shape[:2]
             boxes = task.boxes[number]
@@ -383,7 +384,7 @@ def _room_for(task: PoseTask, found: Mapping[int, _Found]) -> int:
 
 def _found_boxes(found: _Found, width: int, height: int) -> tuple[Float64, Float64]:
     """Boxes [N, 4] and scores [N] of found people in a picture of that size; without those in the letterbox's rim."""
-    boxes = detection.to_picture(found.people[:, :4], found.overview.letterbox.gain, width, height)
+    boxes = detection.to_picture(found.people[:, :4], found.gain, width, height)
     inside = (boxes[:, 2:] >= 1).all(axis=1)
     return boxes[inside], found.people[inside, 4].astype(np.float64)
 

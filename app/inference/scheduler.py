@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,7 +78,7 @@ class Ticket:
     """The crops of one request for one network, and what has become of them."""
 
     network: Network
-    crops: npt.NDArray[np.uint8]
+    crops: Sequence[npt.NDArray[np.uint8]]
     deadline: float  # on the event loop's clock
     enqueued: float
     answer: asyncio.Future[None]
@@ -193,8 +193,10 @@ class Scheduler:
         self.admitted += crops
         self._metrics.admitted_crops.set(self.admitted)
 
-    async def run(self, network: Network, crops: npt.NDArray[np.uint8], deadline: float, room: Room | None = None) -> Ticket:
-        """Run a network on crops [N, …] and give the finished ticket, whose results are in order.
+    async def run(
+        self, network: Network, crops: Sequence[npt.NDArray[np.uint8]], deadline: float, room: Room | None = None
+    ) -> Ticket:
+        """Run a network on crops of one shape and give the finished ticket, whose results are in order.
 
         `room`: what the crops hold, given back one by one as they finish. Raises TimeoutError past the deadline, BatchFailed
         or LaneLost where a batch fails. If the caller is cancelled, the crops that wait are dropped.

@@ -3,6 +3,7 @@
 ONNX Runtime, OpenCV and BLAS would each open a pool as large as the host; here none of them opens any.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -15,14 +16,25 @@ from app.inference.model_store import ModelError, StoredModel
 
 log = logging.getLogger(__name__)
 
-_CGROUP = Path("/sys/fs/cgroup")
+
+def own_cgroup(root: Path = Path("/sys/fs/cgroup"), told: Path = Path("/proc/self/cgroup")) -> Path:
+    """This process's cgroup: `root` in a container, whose own it is; outside, with v2, the folder that `told` names."""
+    try:
+        paths = [line.removeprefix("0::/") for line in told.read_text().splitlines() if line.startswith("0::/")]
+    except OSError:
+        paths = []
+    return next((root / path for path in paths if (root / path).is_dir()), root)
+
+
+_CGROUP = own_cgroup()
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:
-    """Cores that this process may use: the fewer of its CPU affinity and its cgroup's quota (v2 or v1), at least 1."""
+    """Cores that this process may use: the fewest of its CPU affinity and the quotas (v2 or v1) of its cgroup and of those
+    that hold it, at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+    quotas = [quota for folder in (cgroup, *cgroup.parents) if (quota := _quota(folder)) is not None]
+    return max(1, min([affinity, *map(math.ceil, quotas)]))
 
 
 def _quota(cgroup: Path) -> float | None:
@@ -41,14 +53,14 @@ def _quota(cgroup: Path) -> float | None:
 
 
 def usable_memory(cgroup: Path = _CGROUP) -> int:
-    """Bytes that this process may use: the fewer of the machine's and its cgroup's limit (v2 or v1)."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # v2, v1
-        try:
-            return min(machine, int((cgroup / file).read_text()))
-        except (OSError, ValueError):  # none, or "max"
-            continue
-    return machine
+    """Bytes that this process may use: the fewest of the machine's and the limits (v2 or v1) of its cgroup and of those that
+    hold it."""
+    least = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    for folder in (cgroup, *cgroup.parents):
+        for file in ("memory.max", "memory/memory.limit_in_bytes"):  # v2, v1
+            with contextlib.suppress(OSError, ValueError):  # none, or "max"
+                least = min(least, int((folder / file).read_text()))
+    return least
 
 
 def throttled_seconds(cgroup: Path = _CGROUP) -> float:

@@ -32,7 +32,7 @@ class Metrics:
         self.in_flight = Gauge("pose_http_requests_in_flight", "HTTP requests being answered.", registry=registry)
         self.stage_seconds = Histogram(
             "pose_stage_duration_seconds",
-            "Seconds of an answered pose request in a stage; infer and keypoints are summed over the lanes at work for it.",
+            "Seconds of an answered pose request in a stage, summed over its pictures and the threads at work for it.",
             ("stage",),
             buckets=_SECONDS,
             registry=registry,
@@ -85,7 +85,7 @@ class Metrics:
         )
         self.capacity = Gauge(
             "pose_crops_per_second_capacity",
-            "Crops a second that all lanes together can run, measured at warm-up.",
+            "Crops a second of one lane at its quickest, measured at warm-up, times the lanes.",
             ("model",),
             registry=registry,
         )

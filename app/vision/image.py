@@ -19,6 +19,7 @@ FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 _MAX_SIDE = 32_766  # OpenCV warps no larger picture
 _JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders write about ten
 _JPEG_SEGMENTS = 5_000  # may be empty, and are looked at one by one; a large colour profile or XMP is some hundred
+_PNG_CHUNKS = 100_000  # the same; encoders that write 8 KB in each fill 32 MiB with 4,000
 _TIFF_TILE_PIXELS = 2**20  # of a tile, or four times the picture's: a decoder makes room for whole tiles
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
 _REDUCED = {
@@ -136,13 +137,14 @@ def _measure_png(data: bytes) -> tuple[int, int]:
     if (first, name) != (13, b"IHDR"):
         raise InvalidImage("is a PNG file that does not begin with its header")
     position = 8
-    while True:
+    for _ in range(_PNG_CHUNKS):
         length, kind = struct.unpack_from(">I4s", data, position)
         position += 12 + length
         if position > len(data):
             raise InvalidImage("is a PNG file that ends early")
         if kind == b"IEND":
             return int(width), int(height)
+    raise InvalidImage(f"is a PNG file of more than {_PNG_CHUNKS:,} chunks")
 
 
 def _check_png_data(data: bytes, header: Header) -> None:

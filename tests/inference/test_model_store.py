@@ -239,6 +239,22 @@ def test_golden_rows_of_another_shape_are_told(golden):
         PoseModel.load(golden)
 
 
+def test_golden_rows_of_several_lengths_are_told(golden):
+    edit(golden, lambda text: re.sub(r"\[golden\].*", "[golden]\nrows = [[1.0, 2.0, 3.0], [1.0]]\n", text, flags=re.DOTALL))
+    with pytest.raises(ModelError, match=r"lpn50/1 cannot run golden.png"):
+        PoseModel.load(golden)
+
+
+def test_a_network_that_gives_no_numbers_is_refused(golden):
+    network = onnx.load_from_string((golden / "model.onnx").read_bytes())
+    weights = [i for i in network.graph.initializer if i.data_type == TensorProto.FLOAT]
+    for each in weights:
+        each.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(each.dims), np.nan, np.float32), each.name))
+    set_graph(golden, network.SerializeToString())
+    with pytest.raises(ModelError, match=r"lpn50/1 cannot run golden.png"):
+        PoseModel.load(golden)
+
+
 def test_a_calibration_must_know_every_joint(folder):
     table = "[calibration]\nintercepts = [0.1, 0.2]\nscore = -0.5\nspread = 1.0\n\n"
     text = re.sub(r"(?m)^\[calibration\]\n(.+\n)*", "", (folder / "model.toml").read_text())

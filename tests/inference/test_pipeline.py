@@ -59,6 +59,21 @@ def test_a_request_of_one_picture_does_not_wait_for_all_of_another(t_pose, monke
     drive(work)
 
 
+def test_the_wait_before_a_picture_is_drawn_is_told_as_queue(t_pose):
+    def draw_slowly(*_: object) -> bytes:
+        time.sleep(1)
+        return b"drawn"
+
+    async def work(pipeline: Pipeline) -> None:
+        slow = asyncio.create_task(pipeline.estimate(task([t_pose], draw=draw_slowly)))
+        quick = asyncio.create_task(pipeline.estimate(task([t_pose], draw=lambda *_: b"drawn")))
+        seconds = (await quick).seconds
+        assert seconds["queue"] > 0.5 > seconds["encode"]
+        await slow
+
+    drive(work)
+
+
 def test_a_picture_is_drawn_within_the_deadline_and_its_room(t_pose):
     async def work(pipeline: Pipeline) -> None:
         admitted = []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.inference.session import throttled_seconds, usable_cores, usable_memory
+from app.inference.session import own_cgroup, throttled_seconds, usable_cores, usable_memory
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,33 @@ def test_the_quota_of_cgroup_v1_counts(tmp_path, quota, cores):
 def test_a_quota_that_cannot_be_read_is_none(tmp_path, content):
     (tmp_path / "cpu.max").write_text(content)
     assert usable_cores(tmp_path) == 8
+
+
+def test_the_limits_of_the_cgroups_that_hold_a_cgroup_count(tmp_path):
+    inner = tmp_path / "system.slice/pose.service"
+    inner.mkdir(parents=True)
+    (inner / "cpu.max").write_text("400000 100000")
+    (inner / "memory.max").write_text("max")
+    (inner.parent / "cpu.max").write_text("300000 100000")
+    (inner.parent / "memory.max").write_text("1000000")
+    assert usable_cores(inner) == 3
+    assert usable_memory(inner) == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("told", "folder"),
+    [
+        ("0::/\n", "."),  # in a container
+        ("0::/system.slice/pose.service\n", "system.slice/pose.service"),
+        ("0::/of/another/namespace\n", "."),
+        ("4:cpu,cpuacct:/user\n1:name=systemd:/user\n", "."),  # v1
+    ],
+)
+def test_outside_of_a_container_a_process_is_told_its_cgroup(tmp_path, told, folder):
+    (tmp_path / "system.slice/pose.service").mkdir(parents=True)
+    (tmp_path / "told").write_text(told)
+    assert own_cgroup(tmp_path, tmp_path / "told") == tmp_path / folder
+    assert own_cgroup(tmp_path, tmp_path / "nowhere") == tmp_path
 
 
 def test_without_a_cgroup_the_affinity_counts(tmp_path, monkeypatch):

@@ -451,6 +451,13 @@ def test_tiles_far_larger_than_a_tiff_are_refused_before_a_decoder_makes_room_fo
             image.read_header(data)
 
 
+def test_a_png_of_endless_empty_chunks_is_refused_early():
+    whole = png(5, 5)
+    data = whole[:33] + (bytes(4) + b"tEXt" + bytes(4)) * 100_000 + whole[33:]
+    with pytest.raises(InvalidImage, match="more than 100,000 chunks"):
+        image.read_header(data)
+
+
 def test_a_jpeg_of_endless_empty_segments_is_refused_early():
     data = b"\xff\xd8" + b"\xff\xfe\0\2" * 5_001 + file(PICTURE, "JPEG")[2:]
     with pytest.raises(InvalidImage, match="more than 5,000 segments"):
