@@ -16,10 +16,11 @@ let running = null; // AbortController of the request on its way
 const size = () => answer ? answer.images[0] : bitmap ?? { width: 4, height: 3 };
 
 async function show(file) {
-  photo = file;
-  boxes = [];
-  answer = null;
-  bitmap = await createImageBitmap(file).catch(() => null); // TIFF, say; the service may know it all the same
+  running?.abort(); // its answer is of another photo
+  [photo, bitmap, boxes, answer] = [file, null, [], null];
+  const seen = await createImageBitmap(file).catch(() => null); // no TIFF, say; the service may know it all the same
+  if (photo !== file) return; // another came meanwhile
+  bitmap = seen;
   part("invitation").hidden = true;
   part("again").hidden = false;
   part("stage").classList.add("filled");
@@ -47,7 +48,7 @@ async function send() {
   const started = performance.now();
   try {
     const response = await fetch(asked, { method: "POST", body: photo, headers, signal: request.signal });
-    const content = await response.json();
+    const content = await response.json().catch(() => ({ title: `Status ${response.status}`, detail: "The answer is no JSON." }));
     const took = performance.now() - started;
     if (request.signal.aborted) return;
     part("keys").hidden = response.status !== 401 && !part("key").value;
@@ -111,7 +112,7 @@ function draw() {
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
   const context = canvas.getContext("2d");
-  if (bitmap) context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  if (bitmap?.width === width && bitmap.height === height) context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   context.scale(scale, scale);
   context.translate(0.5, 0.5); // (0, 0) is the centre of the first pixel
   context.lineCap = "round";
