@@ -489,7 +489,8 @@ def test_a_body_without_a_kind_is_an_unsupported_media_type(client, small):
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/docs", "/redoc", "/v1", "/v1/pose/", "/v1/pose/x", "/..%2f..%2fetc/passwd", "/%00", "//"]
+    "path",
+    ["/nothing", "/docs/", "/redoc", "/static", "/v1", "/v1/pose/", "/v1/pose/x", "/..%2f..%2fetc/passwd", "/%00", "/docs//"],
 )
 def test_another_path_is_not_found(client, path):
     assert_problem(client.get(path), 404, "not_found")
