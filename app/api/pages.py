@@ -8,9 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 _STATIC = Path(__file__).parent / "static"
-_SCRIPTS = ("demo.css", "demo.js", "docs.js", "swagger-ui/swagger-ui-bundle.js", "swagger-ui/swagger-ui.css")
-_FILES = {"/": "demo.html", "/docs": "docs.html", "/static/example.jpg": "example.jpg"}
-_FILES |= {f"/static/{name}": name for name in _SCRIPTS}
+_PARTS = ("demo.css", "demo.js", "docs.js", "example.jpg", "swagger-ui/swagger-ui-bundle.js", "swagger-ui/swagger-ui.css")
+_FILES = {"/": "demo.html", "/docs": "docs.html"} | {f"/static/{name}": name for name in _PARTS}
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",

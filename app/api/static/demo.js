@@ -41,6 +41,7 @@ async function send() {
   if (!photo) return;
   running?.abort();
   const request = running = new AbortController();
+  part("search").hidden = !boxes.length; // also where they are refused
   tell(boxes.length ? "Looking at the people in the boxes …" : "Looking for people …");
   const headers = { "Content-Type": photo.type || "application/octet-stream" };
   if (part("key").value) headers["X-API-Key"] = part("key").value;
@@ -81,7 +82,6 @@ function report(content, header, took, asked, type) {
   const where = people ? "" : " You can drag a box around one.";
   tell(`${people === 1 ? "1 person" : `${people} people`} by ${content.info.model}/${content.info.model_version} in ${total.toFixed(0)} ms, `
     + `${took.toFixed(0)} ms with the way there and back.${where}`);
-  part("search").hidden = !boxes.length;
   part("timing").replaceChildren(...stages.map(([name, value]) => row(name, Number(value), total)));
   const quoted = `'${photo.name.replaceAll("'", "'\\''")}'`;
   const key = part("key").value && ' -H "X-API-Key: $KEY"';
