@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.augment import Augmentation
 from training.files import DataError
@@ -40,6 +40,15 @@ def _some_share(sets: dict[str, float]) -> dict[str, float]:
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]], AfterValidator(_some_share)]
 
 
+class Ending(BaseModel):
+    """The last part of a stage, while the learning rate is low: what the network sees then it keeps best."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    share: float = Field(gt=0, lt=1)  # of the stage's steps
+    sets: Shares  # of the stage's; one that is left out is not drawn
+
+
 class Stage(BaseModel):
     """One run of the learning-rate schedule."""
 
@@ -50,6 +59,7 @@ class Stage(BaseModel):
     batch: int = Field(ge=1)
     learning_rate: float
     sets: Shares | None = None  # instead of the config's
+    ending: Ending | None = None
     sigma: float  # of the target Gaussians, in heatmap cells
     warm_up: int = 200  # steps
     average: float = 0.998  # of the weights, a step
@@ -88,3 +98,11 @@ class Config(FromToml):
     distillation: Distillation | None = None
     rendered: Rendered | None = None
     stages: list[Stage]
+
+    @model_validator(mode="after")
+    def _endings_of_sets(self) -> Self:
+        for number, stage in enumerate(self.stages):
+            unknown = (stage.ending.sets if stage.ending else {}).keys() - (stage.sets or self.sets).keys()
+            if unknown:
+                raise ValueError(f"stages.{number}.ending.sets: no set of the stage: {', '.join(sorted(unknown))}")
+        return self

@@ -6,6 +6,7 @@ goes on where it stopped: everything is drawn from (seed, stage, step), and the 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Run:
 def steps_of(run: Run, sets: list[People], stage: Stage, number: int, first: int) -> Iterator[Step]:
     """The steps of a stage from `first` on, each made, or at least drawn, one ahead in a thread of its own."""
     seed = (run.config.seed, number)
-    shares, augmentation = list((stage.sets or run.config.sets).values()), run.config.augmentation
+    names, augmentation = stage.sets or run.config.sets, run.config.augmentation
     people = resident(sets, run.device) if run.on_device else None
     rendered = run.config.rendered
     studio = Studio.open(rendered.assets, rendered.hdm05, rendered.backgrounds, run.device) if rendered else None
@@ -74,7 +75,14 @@ def steps_of(run: Run, sets: list[People], stage: Stage, number: int, first: int
             parts.append(part([made], [(0, index) for index in range(len(made))], rng))
         return parts
 
-    for parts in one_ahead(draw, sets, shares, stage.batch, seed, first):
+    def steps(shares: dict[str, float], begin: int) -> Iterator[list[Part]]:
+        return one_ahead(draw, sets, [shares.get(name, 0) for name in names], stage.batch, seed, begin)
+
+    every = steps(names, first)
+    if stage.ending is not None:
+        begin = max(first, round((1 - stage.ending.share) * (stage.crops // stage.batch)))
+        every = chain(islice(every, begin - first), steps(stage.ending.sets, begin))
+    for parts in every:
         crops = []
         for chosen, members, changes, made in parts:
             if people is None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,7 @@ from training.loss import heatmap_loss, target_heatmaps
 from training.lpn import LPN
 from training.pixels import normalised
 from training.schedule import epoch_order, learning_rate, write_line
-from training.train import Run, _new_optimizer, losses_of, main
+from training.train import Run, _new_optimizer, losses_of, main, steps_of
 from training.trainer import Place
 from training.weights import read_lpn
 
@@ -254,6 +255,37 @@ def test_a_stage_may_have_sets_of_its_own(data, tmp_path, monkeypatch):
     stages = CONFIG.index("[[stages]]")
     config = CONFIG[:stages] + CONFIG[stages:].replace("sigma = 1.0\n", "sigma = 1.0\nsets = {other = 1.0}\n", 1)
     assert "other.json cannot be read" in _ended(data, tmp_path, monkeypatch, config=config)
+
+
+def test_the_ending_of_a_stage_draws_from_its_own_sets_also_after_a_stop(data, tmp_path):
+    shutil.copytree(data / "train", tmp_path / "train")
+    content = json.loads((data / "train/drawn.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["keypoints"][3:] = [0] * 48  # the nose alone
+    (tmp_path / "train/noses.json").write_text(json.dumps(content))
+    text = CONFIG.replace("[sets]", "[sets]\nnoses = 0.0").replace(
+        "warm_up = 2", "ending = {share = 0.25, sets = {noses = 1.0}}"
+    )
+    config = Config.model_validate(tomllib.loads(text))
+    sets = [cached_people(tmp_path / f"train/{name}.json", tmp_path / "cache", 64) for name in config.sets]
+    run = Run(config, tmp_path, tmp_path, Place(tmp_path), torch.device("cpu"), on_device=False, compiled=False)
+
+    def steps(first):
+        return list(islice(steps_of(run, sets, config.stages[0], 0, first), 4 - first))
+
+    labelled = [int((weights > 0).sum(1).max()) for _, _, weights in steps(0)]
+    assert min(labelled[:3]) > 1
+    assert labelled[3] == 1
+    for first in (2, 3):
+        for gone_on, at_once in zip(steps(first), steps(0)[first:], strict=True):
+            assert all(torch.equal(one, other) for one, other in zip(gone_on, at_once, strict=True))
+
+
+def test_an_ending_with_a_set_that_its_stage_has_not_is_refused(tmp_path):
+    text = CONFIG.replace("warm_up = 2", "ending = {share = 0.25, sets = {drwan = 1.0}}")
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(DataError, match=r"stages\.0\.ending\.sets: no set of the stage: drwan"):
+        Config.read(tmp_path / "config.toml")
 
 
 FAULTS = [
