@@ -7,7 +7,7 @@ takes is printed. Loopback on one machine: the client's own work is in the figur
 import argparse
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
@@ -31,6 +31,14 @@ async def timed(asked: Awaitable[httpx.Response], *statuses: int) -> tuple[int, 
     return answer.status_code, (time.perf_counter() - started) * 1000
 
 
+async def until_full(post: Callable[[], Awaitable[tuple[bool, float]]]) -> None:
+    """Ask until a request is refused; Fault where the clients that fill the queue are too few for that."""
+    for _ in range(20):
+        if (await post())[0]:
+            return
+    raise Fault("20 requests in turn found room in the queue: it takes more --fillers to fill it")
+
+
 async def measure(url: str, refusals: int, fillers: int) -> None:
     """Fill the queue, measure, and print."""
     photo = PHOTO.read_bytes()
@@ -52,8 +60,7 @@ async def measure(url: str, refusals: int, fillers: int) -> None:
         took: dict[str, list[float]] = {"429": [], "/livez": [], "/readyz": [], "/metrics": []}
         async with asyncio.TaskGroup() as group:  # which ends with the first fault of any of them
             filling = [group.create_task(keep_full()) for _ in range(fillers)]
-            while not (await post())[0]:
-                pass
+            await until_full(post)
             while len(took["429"]) < refusals:
                 refused, ms = await post()
                 took["429"] += [ms] if refused else []
