@@ -24,8 +24,10 @@ class FromToml(BaseModel):
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror}") from error
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            raise DataError(f"{file}: {faults}") from error
+            faults = [
+                (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")) for fault in error.errors()
+            ]
+            raise DataError(f"{file}: {'; '.join(': '.join(filter(None, fault)) for fault in faults)}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{file} is not TOML: {error}") from error
 

@@ -284,7 +284,7 @@ def test_the_ending_of_a_stage_draws_from_its_own_sets_also_after_a_stop(data, t
 def test_an_ending_with_a_set_that_its_stage_has_not_is_refused(tmp_path):
     text = CONFIG.replace("warm_up = 2", "ending = {share = 0.25, sets = {drwan = 1.0}}")
     (tmp_path / "config.toml").write_text(text)
-    with pytest.raises(DataError, match=r"stages\.0\.ending\.sets: no set of the stage: drwan"):
+    with pytest.raises(DataError, match=r"config\.toml: stages\.0\.ending\.sets: no set of the stage: drwan"):
         Config.read(tmp_path / "config.toml")
 
 
