@@ -37,7 +37,8 @@ def _page_of(file: Path) -> Callable[[Request], Awaitable[Response]]:
     }
 
     async def page(request: Request) -> Response:
-        if request.headers.get("If-None-Match") == headers["ETag"]:
+        known = {tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")}
+        if known & {headers["ETag"], "*"}:  # a proxy that compresses makes tags weak
             return Response(status_code=304, headers=headers)
         return Response(content, headers=headers)
 

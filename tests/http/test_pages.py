@@ -277,8 +277,11 @@ def test_a_page_for_browsers_may_load_and_ask_nothing_of_others(client):
 
 def test_a_browser_is_not_sent_what_it_has(client):
     page = client.get("/static/demo.js")
-    again = client.get("/static/demo.js", headers={"If-None-Match": page.headers["ETag"]})
-    assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", page.headers["ETag"])
+    tag = page.headers["ETag"]
+    for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        again = client.get("/static/demo.js", headers={"If-None-Match": known})
+        assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", tag), known
+    assert client.get("/static/demo.js", headers={"If-None-Match": '"other"'}).content == page.content
 
 
 @pytest.mark.parametrize("path", ["/static/", "/static/nothing.js", "/static/../pages.py", "/static/%2e%2e/pages.py"])

@@ -4,28 +4,43 @@
 const part = (id) => document.getElementById(id);
 const canvas = part("canvas");
 const LONGEST = 1600; // of the canvas, in its own pixels
+const TYPES = ["image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff"]; // that the service takes by name
 const LEFT = "#50c850", RIGHT = "#ff783c", MIDDLE = "#3cb4e6"; // the person's, as in the pictures that the service draws
 
 let photo = null; // the file
 let bitmap = null; // the photo as the browser shows it, upright; null where it cannot
 let boxes = []; // [x, y, width, height] in pixels of the upright photo
 let answer = null; // COCO data set
+let corner = null; // where a drag began
 let dragged = null; // the box that is being drawn
 let running = null; // AbortController of the request on its way
 
+const shown = ({ width, height }) => bitmap?.width === width && bitmap.height === height;
 const size = () => answer ? answer.images[0] : bitmap ?? { width: 4, height: 3 };
 
 async function show(file) {
   running?.abort(); // its answer is of another photo
-  [photo, bitmap, boxes, answer] = [file, null, [], null];
-  const seen = await createImageBitmap(file).catch(() => null); // no TIFF, say; the service may know it all the same
-  if (photo !== file) return; // another came meanwhile
+  bitmap?.close();
+  [photo, bitmap, boxes, answer, corner, dragged] = [file, null, [], null, null, null];
+  const seen = await upright(file);
+  if (photo !== file) return seen?.close(); // another came meanwhile
   bitmap = seen;
+  canvas.ariaLabel = "The photo";
+  const first = part("invitation").contains(document.activeElement);
   part("invitation").hidden = true;
   part("again").hidden = false;
+  if (first) part("another").focus();
   part("stage").classList.add("filled");
   draw();
   await send();
+}
+
+// The photo as the service sees it; null where the browser does not know its form, as of TIFF, or may not turn it, as a
+// WebP with EXIF: Chromium turns by that only JPEG and PNG.
+async function upright(file) {
+  const head = new Uint8Array(await file.slice(0, 21).arrayBuffer().catch(() => []));
+  if (String.fromCharCode(...head.slice(8, 16)) === "WEBPVP8X" && head[20] & 8) return null;
+  return createImageBitmap(file).catch(() => null);
 }
 
 function query() {
@@ -43,31 +58,37 @@ async function send() {
   const request = running = new AbortController();
   part("search").hidden = !boxes.length; // also where they are refused
   tell(boxes.length ? "Looking at the people in the boxes …" : "Looking for people …");
-  const headers = { "Content-Type": photo.type || "application/octet-stream" };
+  const headers = { "Content-Type": TYPES.includes(photo.type) ? photo.type : "application/octet-stream" };
   if (part("key").value) headers["X-API-Key"] = part("key").value;
   const asked = `v1/pose${query()}`;
   const started = performance.now();
   try {
     const response = await fetch(asked, { method: "POST", body: photo, headers, signal: request.signal });
-    const content = await response.json().catch(() => ({ title: `Status ${response.status}`, detail: "The answer is no JSON." }));
+    const content = await response.json().catch(() => null);
     const took = performance.now() - started;
     if (request.signal.aborted) return;
     part("keys").hidden = response.status !== 401 && !part("key").value;
-    if (!response.ok) {
-      answer = null;
-      part("answer").hidden = true;
-      tell(`${content.title}. ${content.detail}`, true);
-    } else {
+    if (response.ok && content?.annotations) {
       answer = content;
       report(content, response.headers.get("Server-Timing") ?? "", took, asked, headers["Content-Type"]);
+    } else {
+      fail(problemOf(content, response.status));
     }
   } catch (error) {
     if (request.signal.aborted) return;
-    answer = null;
-    part("answer").hidden = true;
-    tell(`No answer from the service: ${error.message}.`, true);
+    fail(noAnswer(error));
   }
   draw();
+}
+
+const noAnswer = (error) => `No answer from the service: ${error.message.replace(/\.$/, "")}.`;
+const problemOf = (content, status) => content?.title ? `${content.title}. ${content.detail}`
+  : `Status ${status}, with an answer that is not this service's.`;
+
+function fail(words) {
+  answer = null;
+  part("answer").hidden = true;
+  tell(words, true);
 }
 
 function tell(text, problem = false) {
@@ -76,12 +97,14 @@ function tell(text, problem = false) {
 }
 
 function report(content, header, took, asked, type) {
-  const stages = header.split(", ").filter(Boolean).map((stage) => stage.split(";dur="));
+  const stages = header.split(",").map((stage) => stage.trim().match(/^(\w+);dur=([\d.]+)$/)?.slice(1)).filter(Boolean);
   const total = Number(stages.find(([name]) => name === "total")?.[1] ?? took);
   const people = content.annotations.length;
   const where = people ? "" : " You can drag a box around one.";
+  const unseen = shown(content.images[0]) ? "" : " This browser cannot show the photo, or not upright: the skeletons are drawn alone.";
   tell(`${people === 1 ? "1 person" : `${people} people`} by ${content.info.model}/${content.info.model_version} in ${total.toFixed(0)} ms, `
-    + `${took.toFixed(0)} ms with the way there and back.${where}`);
+    + `${took.toFixed(0)} ms with the way there and back.${where}${unseen}`);
+  canvas.ariaLabel = `The photo with the skeletons of ${people === 1 ? "1 person" : `${people} people`}`;
   part("timing").replaceChildren(...stages.map(([name, value]) => row(name, Number(value), total)));
   const quoted = `'${photo.name.replaceAll("'", "'\\''")}'`;
   const key = part("key").value && ' -H "X-API-Key: $KEY"';
@@ -92,7 +115,7 @@ function report(content, header, took, asked, type) {
 
 function row(name, milliseconds, total) {
   const line = document.createElement("tr");
-  const bar = Object.assign(document.createElement("meter"), { max: total, value: milliseconds });
+  const bar = Object.assign(document.createElement("meter"), { max: total, value: milliseconds, ariaLabel: name });
   const cells = [document.createElement("th"), document.createElement("td"), document.createElement("td")];
   cells[0].textContent = name;
   cells[1].append(bar);
@@ -112,15 +135,16 @@ function draw() {
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
   const context = canvas.getContext("2d");
-  if (bitmap?.width === width && bitmap.height === height) context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  if (!answer || shown(answer.images[0])) context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   context.scale(scale, scale);
   context.translate(0.5, 0.5); // (0, 0) is the centre of the first pixel
   context.lineCap = "round";
   const thin = 2 / scale;
-  context.lineWidth = thin;
-  context.strokeStyle = "#fff";
-  const drawn = part("boxes").checked ? answer?.annotations.map((person) => person.bbox) ?? boxes : [];
-  for (const box of dragged ? [...drawn, dragged] : drawn) context.strokeRect(...box);
+  const drawn = part("boxes").checked ? [...answer?.annotations.map((person) => person.bbox) ?? [], ...boxes] : [];
+  for (const [colour, wide] of [["#0008", 2 * thin], ["#fff", thin]]) { // so that they are seen on any ground
+    [context.strokeStyle, context.lineWidth] = [colour, wide];
+    for (const box of dragged ? [...drawn, dragged] : drawn) context.strokeRect(...box);
+  }
   for (const person of answer?.annotations ?? []) drawPerson(context, person, answer.categories[0], thin);
 }
 
@@ -187,22 +211,25 @@ function describe([x, y]) {
     .filter((joint) => joint.away < reach)
     .sort((one, other) => one.away - other.away)[0];
   canvas.title = near
-    ? `${near.name}: score ${near.score.toFixed(2)}` + (near.error === undefined ? "" : `, some ${near.error.toPrecision(2)} pixels off`)
+    ? `${near.name}: score ${near.score.toFixed(2)}` + (near.error === undefined ? "" : `, some ${Number(near.error.toPrecision(2))} pixels off`)
     : "Drag a box around a person";
 }
 
-let corner = null;
 canvas.addEventListener("pointerdown", (event) => {
+  if (!event.isPrimary || event.button || !(bitmap || answer)) return;
+  if (event.pointerType === "touch" && !part("mark").checked) return;
   corner = placeOf(event);
   canvas.setPointerCapture(event.pointerId);
 });
 canvas.addEventListener("pointermove", (event) => {
+  if (!event.isPrimary || !(bitmap || answer)) return;
   const [x, y] = placeOf(event);
   if (!corner) return describe([x, y]);
   dragged = [Math.min(x, corner[0]), Math.min(y, corner[1]), Math.abs(x - corner[0]), Math.abs(y - corner[1])];
   draw();
 });
-canvas.addEventListener("pointerup", () => {
+canvas.addEventListener("pointerup", (event) => {
+  if (!event.isPrimary) return;
   const least = size().width / 100; // less was a click
   if (dragged && dragged[2] > least && dragged[3] > least) {
     boxes.push(dragged);
@@ -220,6 +247,7 @@ part("search").addEventListener("click", () => {
   boxes = [];
   send();
 });
+part("another").addEventListener("click", () => part("file").click());
 part("file").addEventListener("change", (event) => {
   if (event.target.files.length) show(event.target.files[0]);
   event.target.value = ""; // so that the same photo may be chosen again
@@ -238,37 +266,66 @@ addEventListener("drop", (event) => {
   part("stage").classList.remove("over");
   if (event.dataTransfer.files.length) show(event.dataTransfer.files[0]);
 });
-for (const id of ["model", "flip"]) part(id).addEventListener("change", send);
-part("keys").addEventListener("submit", (event) => {
-  event.preventDefault();
-  listModels().then(send);
+part("flip").addEventListener("change", send);
+part("model").addEventListener("change", () => {
+  takeThreshold();
+  send();
 });
-for (const id of ["threshold", "errors", "boxes"]) {
-  part(id).addEventListener("input", () => {
-    part("least").textContent = Number(part("threshold").value).toFixed(2);
-    draw();
-  });
+part("keys").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  if (await listModels()) photo ? send() : tell("The service takes the key.");
+});
+for (const id of ["threshold", "errors", "boxes"]) part(id).addEventListener("input", redraw);
+
+function redraw() {
+  part("least").textContent = Number(part("threshold").value).toFixed(2);
+  draw();
+}
+
+function takeThreshold() {
+  part("threshold").value = part("model").selectedOptions[0].dataset.threshold;
+  redraw();
 }
 
 // Links to #example show it, wherever they come from.
 async function followLink() {
   if (location.hash !== "#example") return;
-  const content = await (await fetch("static/example.jpg")).blob();
-  await show(new File([content], "example.jpg", { type: "image/jpeg" }));
   history.replaceState(null, "", location.pathname);
+  const before = photo;
+  try {
+    const response = await fetch("static/example.jpg");
+    if (!response.ok) throw new Error(`status ${response.status}`);
+    const content = await response.blob();
+    if (photo === before) await show(new File([content], "example.jpg", { type: "image/jpeg" }));
+  } catch (error) {
+    tell(`The example cannot be loaded: ${error.message}.`, true);
+  }
 }
 addEventListener("hashchange", followLink);
 
+// Whether the service told its models; asks for a key where it wants one.
 async function listModels() {
-  const headers = part("key").value ? { "X-API-Key": part("key").value } : {};
-  const response = await fetch("v1/models", { headers }).catch(() => null);
-  part("keys").hidden = response?.status !== 401 && !part("key").value;
-  if (!response?.ok) return;
-  const models = (await response.json()).models.filter(({ kind }) => kind === "pose");
-  part("model").replaceChildren(...models.map((model) => new Option(`${model.name}/${model.version}`, `${model.name}/${model.version}`, model.default, model.default)));
-  const standard = models.find((model) => model.default);
-  part("threshold").value = standard.keypoint_threshold;
-  part("least").textContent = standard.keypoint_threshold.toFixed(2);
+  const key = part("key").value;
+  try {
+    const response = await fetch("v1/models", { headers: key ? { "X-API-Key": key } : {} });
+    part("keys").hidden = response.status !== 401 && !key;
+    const content = await response.json().catch(() => null);
+    if (!response.ok || !content?.models) {
+      if (key || response.status !== 401) tell(problemOf(content, response.status), true);
+      return false;
+    }
+    const models = content.models.filter(({ kind }) => kind === "pose");
+    part("model").replaceChildren(...models.map(({ name, version, default: chosen, keypoint_threshold: threshold }) => {
+      const option = new Option(`${name}/${version}`, `${name}/${version}`, chosen, chosen);
+      option.dataset.threshold = threshold;
+      return option;
+    }));
+    takeThreshold();
+    return true;
+  } catch (error) {
+    tell(noAnswer(error), true);
+    return false;
+  }
 }
 
 await listModels();

@@ -2,10 +2,14 @@
 
 const keys = document.getElementById("keys");
 
+const words = document.getElementById("status");
+
 async function show(key) {
+  words.textContent = "";
   const response = await fetch("openapi.json", { headers: key ? { "X-API-Key": key } : {} });
   keys.hidden = response.status !== 401;
-  if (!response.ok) return;
+  if (response.status === 401 && !key) return;
+  if (!response.ok) throw new Error(`the service answers with status ${response.status}`);
   const ui = SwaggerUIBundle({
     dom_id: "#api",
     spec: await response.json(),
@@ -15,8 +19,12 @@ async function show(key) {
   });
 }
 
+function tell(error) {
+  words.textContent = `The API cannot be shown: ${error.message}.`;
+}
+
 keys.addEventListener("submit", (event) => {
   event.preventDefault();
-  show(document.getElementById("key").value);
+  show(document.getElementById("key").value).catch(tell);
 });
-show("");
+show("").catch(tell);
