@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import http.client
 import itertools
 import re
 import select
@@ -305,6 +306,19 @@ def test_a_client_that_does_not_read_its_answer_is_dropped(patient):
         got = read_to_end(sock)
         assert b"200" in got[:20]
         assert len(got) < int(got.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+
+
+def test_a_client_that_reads_its_answer_keeps_its_connection(patient):
+    noise = np.random.default_rng(7).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
+    photo = cv2.imencode(".jpg", noise)[1].tobytes()
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", patient.port, timeout=20)) as connection:
+        headers = {"Content-Type": "image/jpeg", "Accept": "image/png"}
+        connection.request("POST", f"/v1/pose?boxes={BOX}", photo, headers)
+        assert len(connection.getresponse().read()) > 5_000_000
+        time.sleep(3.5)  # longer than an answer may lie unread
+        connection.request("GET", "/livez")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b'{"status":"live"}')
 
 
 # Stopping

@@ -18,6 +18,7 @@ def left(start_service):
     """A service that many clients have left, what it held before them, and how many requests it saw whole."""
     service = start_service()
     picture = cv2.imencode(".jpg", np.full((24, 32, 3), 99, np.uint8))[1].tobytes()
+    picture += bytes(20_000)  # which is passed over, and is seen in the sum where bodies are kept
     head = f"POST /v1/pose?boxes={BOXES} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
     request = f"{head}Content-Length: {len(picture)}\r\n\r\n".encode() + picture
     for _ in range(20):  # so that all that is made once has been made

@@ -1,5 +1,6 @@
 """Models, probes, metrics, the OpenAPI document, pages for browsers, keys, CORS, and the headers of every answer."""
 
+import asyncio
 import json
 import re
 import tomllib
@@ -13,9 +14,11 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
 from app import __version__
+from app.api.application import create_app
 from app.api.problems import PROBLEMS
 from app.api.schemas import Options
 from app.inference.session import usable_cores, usable_memory
+from app.settings import Settings
 
 STORE = Path(__file__).parents[2] / "model_store"
 BOX = "295,15,545,595"
@@ -343,6 +346,25 @@ def test_every_line_about_a_request_has_its_id_and_none_of_what_was_sent(client,
     assert set(ids) <= {line.get("request_id") for line in lines}
     assert secret not in service.log
     assert "127.0.0.1" not in "".join(service.log.splitlines()[1:])
+
+
+def test_the_log_has_only_what_its_level_asks_for(start_service):
+    service = start_service(log_level="WARNING", lanes=1)
+    service.client.get("/v1/models")
+    assert service.log.count("\n") == 1  # where it listens
+
+
+def test_throttled_seconds_are_told_since_the_start(monkeypatch):
+    told = iter([5.0, 7.0, 7.5])
+    monkeypatch.setattr("app.inference.pipeline.throttled_seconds", lambda: next(told))
+
+    async def ask() -> list[str]:
+        transport = httpx.ASGITransport(create_app(Settings(lanes=1)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return [(await client.get("/metrics")).text for _ in range(2)]
+
+    for text, seconds in zip(asyncio.run(ask()), (2.0, 2.5), strict=True):
+        assert f"\npose_cpu_throttled_seconds_total {seconds}\n" in text
 
 
 # Keys and other origins

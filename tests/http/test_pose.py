@@ -13,6 +13,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from app.vision.drawing import draw_people
+
 T_POSE = "295,15,545,595"
 TWO_WOMEN = "140,200,225,640;620,20,655,825"
 BACKGROUND = "0,0,150,150"  # of the two women's picture
@@ -267,13 +269,20 @@ def test_a_box_may_reach_over_the_picture(client, t_pose):
 
 @pytest.mark.parametrize(("accept", "magic"), [("image/jpeg", b"\xff\xd8\xff"), ("image/png", b"\x89PNG")])
 def test_accept_asks_for_the_picture_with_skeletons_drawn(client, t_pose, accept, magic):
-    answer = post_picture(client, t_pose, accept, boxes=T_POSE, keypoint_threshold=0)
+    model = client.get("/v1/models").json()["models"][0]
+    (person,) = post_picture(client, t_pose, boxes=T_POSE).json()["annotations"]
+    people = np.reshape(person["keypoints"], (1, 17, 3))
+    people[0, :, 2] = person["keypoint_scores"]
+    threshold = float(np.median(person["keypoint_scores"]))  # so that half of the joints are drawn
+    original = cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR)
+    expected = original.copy()
+    draw_people(expected, people, model["skeleton"], model["keypoints"], threshold)
+    answer = post_picture(client, t_pose, accept, boxes=T_POSE, keypoint_threshold=threshold)
     assert answer.headers["content-type"] == accept
     assert answer.content.startswith(magic)
     drawn = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
-    original = cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR)
-    assert drawn.shape == original.shape
-    assert 500 < (cv2.absdiff(drawn, original).max(axis=2) > 60).sum() < drawn.size / 30
+    assert (cv2.absdiff(drawn, original).max(axis=2) > 60).sum() > 500
+    assert (cv2.absdiff(drawn, expected).max(axis=2) > 60).mean() < 1e-4
 
 
 def test_a_drawn_picture_is_upright(client, t_pose):

@@ -217,6 +217,22 @@ def test_a_model_that_computes_something_else_is_refused(golden):
         PoseModel.load(golden)
 
 
+@pytest.mark.parametrize("off", [(0.6, 0, 0), (0, 0.6, 0), (0, 0, 0.06)])
+def test_a_model_of_which_one_place_or_score_is_off_is_refused(golden, off):
+    rows = np.array(PoseModel.load(golden).description.golden.rows)
+    rows[3] += off
+    edit(golden, lambda text: re.sub(r"(?s)rows = \[.*?\],?\s*\]\n", f"rows = {rows.tolist()}\n", text, count=1))
+    with pytest.raises(ModelError, match=r"lpn50/1 does not compute"):
+        PoseModel.load(golden)
+
+
+def test_a_detector_that_computes_something_else_is_refused(tmp_path):
+    folder = shutil.copytree(STORE / "person-det/1", tmp_path / "person-det/1")
+    (folder / "golden.png").write_bytes(cv2.imencode(".png", np.zeros((416, 416, 3), np.uint8))[1].tobytes())
+    with pytest.raises(ModelError, match=r"person-det/1 does not compute"):
+        Detector.opened(load_model(folder), 9)
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [(b"nothing", "golden.png is not a"), (cv2.imencode(".png", np.zeros((99, 99, 3)))[1].tobytes(), "golden.png is not of")],

@@ -387,6 +387,15 @@ def test_the_time_until_there_is_room_is_told_from_the_measured_rate():
     drive(work, lanes=2, queue=10)
 
 
+def test_the_rate_follows_the_batches():
+    async def work(s: Scheduler) -> None:
+        s.seconds_per_crop = 10
+        await s.run(Network("n", doubled), crops(1), soon())
+        assert s.seconds_per_crop == pytest.approx(9, abs=0.1)
+
+    drive(work)
+
+
 def test_a_scheduler_that_was_never_started_can_be_stopped():
     asyncio.run(Scheduler(2, 10, 4, Metrics()).stop())
 

@@ -8,11 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from app.inference.pose import PoseModel
 from training import ablate
 from training.config import Config
+from training.data import Picture
 from training.detector.train import Config as DetectorConfig
+from training.estimators import decoder_of, local_estimator
 from training.files import DataError
+from training.weights import read_lpn
 
 CONFIGS = Path(__file__).parents[2] / "training/configs"
 BASE = """
@@ -88,6 +93,17 @@ def test_runs_are_trained_and_compared_and_finished_ones_not_again(folder, monke
     before = (folder / "out/recipe/weights.pth").stat().st_mtime_ns
     ablate.main()
     assert (folder / "out/recipe/weights.pth").stat().st_mtime_ns == before
+
+
+def test_weights_are_measured_as_the_model_of_the_store_is():
+    root = Path(__file__).parents[2]
+    stored, photo = root / "model_store/lpn50/1", root / "tests/data/reference/astronaut_384.png"
+    picture = Picture({"file_name": "1.png", "width": 384, "height": 384}, [], photo.read_bytes())
+    boxes, model = np.array([[60.0, 10.0, 249.0, 359.0]]), PoseModel.load(stored)
+    network = read_lpn(stored / "weights.pth").eval()
+    ours = ablate.torch_estimator(network, 256, torch.device("cpu"))(picture, boxes)[""]
+    theirs = local_estimator(model, [decoder_of(model)], [False])(picture, boxes)[""]
+    np.testing.assert_allclose(ours, theirs[..., :3], rtol=0, atol=0.05)
 
 
 def test_a_run_with_an_unknown_key_is_refused(folder):

@@ -61,6 +61,34 @@ def test_a_mirrored_crop_swaps_left_and_right():
     np.testing.assert_allclose(turned[10], [192 - plain[9, 0], plain[9, 1]], atol=1e-3)
 
 
+def test_a_mirrored_crop_swaps_the_weights_too():
+    person = _person(np.full((17, 2), 150.0))
+    person.weights[0, 9] = 0
+    mirrored = STILL.model_copy(update={"mirrored": 1.0})
+    weights = augmented_batch([person], [(0, 0)], 256, mirrored, np.random.default_rng(0)).weights[0]
+    assert (weights[9], weights[10]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rotation": 30.0, "rotated": 1.0},
+        {"turned": 1.0},
+        {"scale": 0.3},
+        {"shift": 0.1},
+        {"stretch": 0.2},
+        {"half_body": 1.0},
+    ],
+)
+def test_each_change_of_place_moves_keypoints(change):
+    person = _person(np.random.default_rng(0).uniform(100, 200, (17, 2)))
+    still, moved = (
+        augmented_batch([person], [(0, 0)], 256, each, np.random.default_rng(1)).keypoints
+        for each in (STILL, STILL.model_copy(update=change))
+    )
+    assert np.abs(moved - still).max() > 2
+
+
 def test_joints_outside_the_crop_weigh_nothing():
     keypoints = np.full((17, 2), 150.0)
     keypoints[0] = [-20, 100]

@@ -9,8 +9,10 @@ import pytest
 
 from app.inference.model_store import CalibrationTable
 from app.inference.pose import PoseModel
+from app.vision import box
 from training import calibrate
-from training.evaluate import DEV_SETS
+from training.data import read_pictures
+from training.evaluate import DEV_SETS, labelled_people
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
 STORED = Path(__file__).parents[2] / "model_store/lpn50/1"
@@ -88,3 +90,17 @@ def test_a_calibration_is_written_into_model_toml_and_the_rest_stays(store, data
     assert after.model_copy(update={"calibration": None}) == before.model_copy(update={"calibration": None})
     assert (store / "lpn50/1/reliability.png").read_bytes().startswith(b"\x89PNG")
     assert (store / "lpn50/1/model.toml").read_text().count("[calibration]") == 1
+    coco = calibrate.labelled_joints(PoseModel.load(store / "lpn50/1"), data / "dev/coco.json")
+    assert after.calibration == calibrate.fit(coco.part(True), 17)  # on one half, so that the other can check it
+
+
+def test_errors_are_in_cells_of_the_heatmap(store, data):
+    model, expected = PoseModel.load(store / "lpn50/1"), []
+    for picture in read_pictures(data / "dev/coco.json"):
+        people, boxes = labelled_people(picture)
+        crops = model.cut(picture.pixels(), boxes)
+        (affine,) = box.crop_affines(crops.centres, crops.sizes, 48, 64)
+        labels = np.reshape(people[0]["keypoints"], (17, 3))[:, :2] @ affine[:, :2].T + affine[:, 2]
+        expected.append(np.linalg.norm(model.plain.run(crops.pixels).values[0, :, :2] - labels, axis=1))
+    measured = calibrate.labelled_joints(model, data / "dev/coco.json")
+    np.testing.assert_allclose(measured.errors, np.concatenate(expected), rtol=1e-3)

@@ -10,17 +10,20 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from app.inference.model_store import ModelError, load_model
 from app.inference.pose import PoseModel
 from app.vision import heatmap
 from training import evaluate
 from training.estimators import decoder_of, local_estimator
-from training.export import export
+from training.export import PixelsToHeatmaps, _check, export, graph_of
 from training.export import main as export_main
 from training.import_reference import main as import_reference
 from training.keypoints import MIRROR
 from training.lpn import LPN
+from training.weights import read_lpn
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
+STORED = Path(__file__).parents[2] / "model_store/lpn50/1"
 CHECKPOINT = REFERENCE / "lpn_50_256x192_fixture_fp16.pth"
 pytestmark = pytest.mark.filterwarnings("default")  # PyTorch's exporter warns of its own future
 
@@ -98,6 +101,26 @@ def test_the_graph_has_a_free_batch_size_and_no_shape_arithmetic(imported):
     model = PoseModel.load(imported)
     for count in (1, 2, 5):
         assert model.plain.run(np.zeros((count, 256, 192, 3), np.uint8)).values.shape == (count, 17, 3)
+
+
+def test_a_graph_that_computes_something_else_is_refused():
+    model, other = LPN(50).eval(), LPN(50).eval()
+    with torch.no_grad():
+        other.final_layer.bias += 0.01
+    graph = graph_of(PixelsToHeatmaps(other), torch.zeros((2, 256, 192, 3), dtype=torch.uint8), "crops", ["heatmaps"])
+    with pytest.raises(ModelError, match="differs from PyTorch"):
+        _check(graph, model)
+
+
+@pytest.mark.parametrize("more", [[], ["--quarter-shift"]])
+def test_the_command_makes_a_model_that_decodes_as_asked_for(tmp_path, monkeypatch, more):
+    weights = STORED / "weights.pth"
+    command = ["export", str(weights), "--name", "x", "--version", "1", "--store", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*command, *more])
+    export_main()
+    assert load_model(tmp_path / "x/1").description.heatmap.quarter_shift == bool(more)
+    for name, value in read_lpn(weights).state_dict().items():
+        torch.testing.assert_close(read_lpn(tmp_path / "x/1/weights.pth").state_dict()[name], value, rtol=0, atol=0)
 
 
 def test_denormal_weights_are_flushed(tmp_path):

@@ -23,7 +23,7 @@ from training.files import DataError, write_together, write_whole
 from training.loss import heatmap_loss, target_heatmaps
 from training.lpn import LPN
 from training.pixels import normalised
-from training.schedule import epoch_order, learning_rate, write_line
+from training.schedule import averaging, epoch_order, learning_rate, write_line
 from training.train import Run, _new_optimizer, losses_of, main, steps_of
 from training.trainer import Place
 from training.weights import read_lpn
@@ -103,7 +103,9 @@ def test_the_loss_compiles_into_one_graph():
 
 def test_a_run_starts_from_given_weights(data, tmp_path, monkeypatch):
     _run(data, tmp_path, monkeypatch, "first", "--minutes", "0.0001")
-    weights = torch.load(tmp_path / "first/checkpoint.pth", weights_only=True)["averaged"]
+    checkpoint = torch.load(tmp_path / "first/checkpoint.pth", weights_only=True)
+    assert checkpoint["optimizer"]["param_groups"][0]["lr"] == 0.5e-3  # half-way through the warm-up
+    weights = checkpoint["averaged"]
     weights["final_layer.bias"] += 5.0
     torch.save(
         {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}, tmp_path / "w.pth"
@@ -430,6 +432,13 @@ def test_a_teacher_moves_the_loss_by_its_share(tmp_path):
             losses.append(float(losses_of(run, model, stage)(crops, torch.full((2, 17, 2), 20.0), torch.ones(2, 17))))
     assert abs(losses[0] - losses[2]) > 1e-3
     assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2, rel=0.05)
+
+
+def test_averaged_weights_keep_the_share_of_themselves():
+    kept, new = torch.nn.BatchNorm1d(1), torch.nn.BatchNorm1d(1)
+    torch.nn.init.constant_(new.weight, 2)
+    averaging(kept, new)(0.9)
+    assert kept.weight.item() == pytest.approx(1.1)
 
 
 def test_training_lowers_the_loss(data, tmp_path, monkeypatch):

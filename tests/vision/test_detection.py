@@ -22,6 +22,14 @@ def test_a_picture_lies_at_the_top_left_as_large_as_fits(height, width, content)
     assert (out[:, content[1] :] == 114).all()
 
 
+def test_what_is_made_smaller_is_averaged():
+    stripes = np.zeros((400, 400, 3), np.uint8)
+    stripes[:, ::4] = 255
+    out = np.empty((100, 100, 3), np.uint8)
+    detection.letterbox(stripes, out, 0)
+    assert np.abs(out.astype(int) - 255 / 4).max() < 1
+
+
 def test_a_picture_of_the_letterbox_size_is_copied():
     picture = RANDOM.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     out = np.empty_like(picture)

@@ -1,5 +1,6 @@
 """Cached photos and the pictures made of them: boxes stay on the people."""
 
+import dataclasses
 import json
 
 import cv2
@@ -93,6 +94,21 @@ def test_a_turned_person_stays_in_the_box(tmp_path):
         rows, columns = np.nonzero((batch.pictures[0] < 60).all(2))
         hull = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         np.testing.assert_allclose(batch.people[0][0], hull, atol=3)
+
+
+@pytest.mark.parametrize(
+    "change", [{"scale": (0.5, 0.6)}, {"rotated": 1.0, "rotation": 20.0}, {"stretch": 0.5}, {"mosaic": 1.0}]
+)
+def test_each_variation_changes_the_box(tmp_path, change):
+    photo = np.zeros((200, 400, 3), np.uint8)
+    photo[20:180, 50:90] = 255
+    photos = cached_photos(_set(tmp_path, [{"bbox": [50, 20, 40, 160]}], photo), tmp_path / "cache", 400)
+    sizes = []
+    for variation in (STILL, dataclasses.replace(STILL, **change)):
+        pictures = augmented_batch([photos], [(0, 0)], 400, 400, variation, np.random.default_rng(1))
+        corners = pictures.people[0][0]
+        sizes.append(corners[2:] - corners[:2])
+    assert np.abs(sizes[0] - sizes[1]).max() > 2
 
 
 def test_people_who_are_tiny_or_cut_away_are_ignored(tmp_path):

@@ -57,7 +57,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(data, tmp_path,
 
 
 def test_a_run_that_is_told_to_stop_keeps_what_it_has(data, tmp_path):
-    (tmp_path / "config.toml").write_text(CONFIG)
+    (tmp_path / "config.toml").write_text(CONFIG.replace("warm_up = 1", "warm_up = 2"))
     stopped = threading.Event()
     stopped.set()
     place = Place(tmp_path / "run", stopped=stopped)
@@ -65,6 +65,8 @@ def test_a_run_that_is_told_to_stop_keeps_what_it_has(data, tmp_path):
     assert not train(run, None, None)
     content = torch.load(tmp_path / "run/checkpoint.pth", weights_only=True)
     assert (content["stage"], content["step"]) == (0, 1)
+    # Half-way through the warm-up; a quarter of it for the backbone.
+    assert [group["lr"] for group in content["optimizer"]["param_groups"]] == pytest.approx([1.25e-4, 1.25e-4, 5e-4, 5e-4])
 
 
 def test_a_config_with_an_unknown_key_is_refused(tmp_path):

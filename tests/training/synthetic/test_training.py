@@ -1,8 +1,10 @@
 """The trainer draws rendered people: from a set like any other, or while it runs, by seed, stage and step."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +44,9 @@ def test_a_share_of_each_batch_is_rendered_by_its_step_alone(people, assets_fold
     for ours, same in zip(second, again, strict=True):
         torch.testing.assert_close(ours, same, rtol=0, atol=0)
     assert (first[0][2:] != second[0][2:]).any()
+    nobody = [replace(each, weights=np.zeros_like(each.weights)) for each in people]
+    (step,) = steps(nobody, assets_folder, 0.5, 0, count=1)
+    assert (step[2].sum(1) > 0).tolist() == [False, False, True, True]
 
 
 def test_all_of_a_batch_may_be_rendered_and_crops_may_be_made_on_the_device(people, assets_folder):
