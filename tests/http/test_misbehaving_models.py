@@ -127,8 +127,10 @@ def test_a_batch_that_fails_is_a_defect_that_is_logged_and_not_told(service):
     answer = ask(service, FAILS)
     assert code(answer) == (500, "internal_error")
     assert not re.search(r"onnx|gather|\.py|Error\b|Traceback", answer.text)
+    request_id = answer.json()["request_id"]
+    service.wait_until(lambda: service.log.count(request_id) > 1)  # the request's own line comes after its answer
     lines = [orjson.loads(line) for line in service.log.splitlines()[1:]]  # after the one for a person all are JSON
-    told = [line for line in lines if line.get("request_id") == answer.json()["request_id"]]
+    told = [line for line in lines if line.get("request_id") == request_id]
     (logged,) = [line["exception"] for line in told if "exception" in line]
     assert "BatchFailed: The network lpn50/1 failed on a batch of 1." in logged
     assert "running Gather node" in logged  # the cause, in the runtime's words
