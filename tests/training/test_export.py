@@ -119,8 +119,8 @@ def test_the_command_makes_a_model_that_decodes_as_asked_for(tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", [*command, *more])
     export_main()
     assert load_model(tmp_path / "x/1").description.heatmap.quarter_shift == bool(more)
-    for name, value in read_lpn(weights).state_dict().items():
-        torch.testing.assert_close(read_lpn(tmp_path / "x/1/weights.pth").state_dict()[name], value, rtol=0, atol=0)
+    given, kept = (read_lpn(file).state_dict() for file in (weights, tmp_path / "x/1/weights.pth"))
+    torch.testing.assert_close(kept, given, rtol=0, atol=0)
 
 
 def test_denormal_weights_are_flushed(tmp_path):
