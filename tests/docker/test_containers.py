@@ -159,6 +159,7 @@ def test_nginx_refuses_in_the_services_words(replicas):
         assert refused.json()["type"] == "/problems/body_too_large"
         assert client.get("/metrics").json()["type"] == "/problems/not_found"
         replicas.compose("stop", "replica")
+        wait_until(lambda: client.get("/readyz").status_code != 504)  # while their names are still known
         gone = client.get("/readyz")
         assert (gone.status_code, gone.headers["Retry-After"]) == (503, "1")
         assert gone.json()["type"] == "/problems/not_ready"
