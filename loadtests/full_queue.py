@@ -16,6 +16,8 @@ import numpy as np
 PHOTO = Path(__file__).parent.parent / "tests/data/photos/t_pose_cc0.jpg"
 BOX = "295,15,545,595"
 JPEG = {"Content-Type": "image/jpeg"}
+TRY_AGAIN = 0.05
+"""Seconds after which a client that fills the queue asks again where it was refused."""
 
 
 class Fault(Exception):
@@ -36,6 +38,7 @@ async def until_full(post: Callable[[], Awaitable[tuple[bool, float]]]) -> None:
     for _ in range(20):
         if (await post())[0]:
             return
+        await asyncio.sleep(TRY_AGAIN * 2)  # the next room is the fillers'
     raise Fault("20 requests in turn found room in the queue: it takes more --fillers to fill it")
 
 
@@ -55,7 +58,7 @@ async def measure(url: str, refusals: int, fillers: int) -> None:
             while True:
                 refused, _ = await post()
                 if refused:
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(TRY_AGAIN)
 
         took: dict[str, list[float]] = {"429": [], "/livez": [], "/readyz": [], "/metrics": []}
         async with asyncio.TaskGroup() as group:  # which ends with the first fault of any of them
@@ -85,6 +88,8 @@ def main() -> None:
         asyncio.run(measure(arguments.url, arguments.refusals, arguments.fillers))
     except* Fault as faults:
         raise SystemExit(str(faults.exceptions[0])) from faults
+    except* httpx.TransportError as errors:
+        raise SystemExit(f"{arguments.url} gives no answer: {errors.exceptions[0]}") from errors
 
 
 if __name__ == "__main__":

@@ -93,9 +93,13 @@ def main() -> None:
     parser.add_argument("--mixed", action="store_true", help="boxed and searched pictures alone and together")
     arguments = parser.parse_args()
     if arguments.mixed:
-        asyncio.run(mixed(arguments.url, arguments.requests))
+        measured = mixed(arguments.url, arguments.requests)
     else:
-        asyncio.run(alone(arguments.url, arguments.clients, arguments.boxes, arguments.requests))
+        measured = alone(arguments.url, arguments.clients, arguments.boxes, arguments.requests)
+    try:
+        asyncio.run(measured)
+    except httpx.TransportError as error:
+        raise SystemExit(f"{arguments.url} gives no answer: {error}") from error
 
 
 if __name__ == "__main__":

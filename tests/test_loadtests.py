@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -32,6 +34,13 @@ def test_full_queue(start_service):
 def test_full_queue_ends_where_its_requests_are_refused_for_something_else(start_service):
     service = start_service(api_keys="key", lanes=1)
     assert run("full_queue.py", "--url", service.client.base_url).startswith("/v1/pose: 401 ")
+
+
+@pytest.mark.parametrize("script", ["load.py", "full_queue.py"])
+def test_no_service(script):
+    assert run(script, "--url", "http://127.0.0.1:9").splitlines()[-1] == (
+        "http://127.0.0.1:9 gives no answer: All connection attempts failed"
+    )
 
 
 def test_soak():
