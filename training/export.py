@@ -1,6 +1,7 @@
 """LPN → a model of the store: `python -m training.export WEIGHTS.pth --name lpn50 --version 1`.
 
-One ONNX graph takes crops as uint8 pixels, normalises them and gives heatmaps; it is compared with PyTorch first.
+One ONNX graph takes crops as uint8 pixels, normalises them and gives heatmaps; it is compared with PyTorch first, and with
+`--int8 PEOPLE.json` brought to int8 then.
 """
 
 import argparse
@@ -26,9 +27,11 @@ from app.inference.session import open_session
 from app.vision import heatmap
 from training.command import one_line_faults
 from training.files import make_folder, write_together
+from training.int8 import crops_of, in_int8
 from training.keypoints import MIRROR, NAMES, SKELETON
 from training.lpn import BETA, HEATMAP_STRIDE, LPN, depth_of
 from training.pixels import MEAN, STD, normalised
+from training.served import ServedLPN
 from training.weights import read_lpn, write_content
 
 log = logging.getLogger("export")
@@ -40,36 +43,30 @@ _TOLERANCE = 1e-4
 _OPSET = 18
 
 
-class PixelsToHeatmaps(nn.Module):
-    """LPN behind its normalisation: crops [N, H, W, 3] (uint8) → heatmaps [N, K, H/4, W/4]."""
-
-    def __init__(self, model: LPN) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, crops: Tensor) -> Tensor:
-        heatmaps: Tensor = self.model(normalised(crops))
-        return heatmaps
-
-
-def export(weights: dict[str, Tensor], store: Path, name: str, version: str, quarter_shift: bool) -> Path:
+def export(
+    weights: dict[str, Tensor], store: Path, name: str, version: str, quarter_shift: bool, people: Path | None = None
+) -> Path:
     """Write <store>/<name>/<version>/model.onnx and model.toml, and give the folder. Denormal weights become 0.
 
-    Raises ValueError for weights that are no LPN's or a name that the store does not take, and ModelError where the graph
-    differs from PyTorch by more than 1e-4. Nothing is written then, so that a model already there stays whole.
+    With `people`, a COCO file whose people's crops tell the ranges of its values, the graph is in int8. Raises ValueError for
+    weights that are no LPN's or a name that the store does not take, DataError where there are no such people, and ModelError
+    where the float32 graph differs from PyTorch by more than 1e-4. Nothing is written then, so that a model already there
+    stays whole.
     """
     depth = depth_of(weights)
     model = LPN(depth).eval()
     model.load_state_dict({key: without_denormals(value) for key, value in weights.items()})
     crops = torch.zeros((2, HEIGHT, WIDTH, 3), dtype=torch.uint8)
-    graph = graph_of(PixelsToHeatmaps(model), crops, "crops", ["heatmaps"])
+    graph, precision = graph_of(ServedLPN(model), crops, "crops", ["heatmaps"]), "float32"
     _check(graph, model)
-    description = _toml(name, version, depth, graph, quarter_shift) + _golden(graph, quarter_shift)
+    if people is not None:
+        graph, precision = in_int8(graph, "crops", crops_of(people, WIDTH, HEIGHT)), "int8"
+    description = _toml(name, version, depth, precision, graph, quarter_shift) + _golden(graph, quarter_shift)
     ModelDescription.model_validate(tomllib.loads(description))
     folder = store / name / version
     write_model(folder, graph, _GOLDEN, description)
     PoseModel.load(folder)
-    log.info("%s/%s: LPN-%d, %.1f MB, equal to PyTorch within %g", name, version, depth, len(graph) / 1e6, _TOLERANCE)
+    log.info("%s/%s: LPN-%d, %s, %.1f MB", name, version, depth, precision, len(graph) / 1e6)
     return folder
 
 
@@ -138,13 +135,13 @@ def patterns(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     return np.asarray(pictures / 4 * 255, np.uint8)
 
 
-def _toml(name: str, version: str, depth: int, graph: bytes, quarter_shift: bool) -> str:
+def _toml(name: str, version: str, depth: int, precision: str, graph: bytes, quarter_shift: bool) -> str:
     """The text of model.toml, checked against the service's schema by load_model."""
     return f"""# All that the service needs to know of model.onnx. CARD.md tells people the rest.
 name = "{name}"
 version = "{version}"
 network = "LPN-{depth}"
-precision = "float32"
+precision = "{precision}"
 sha256 = "{hashlib.sha256(graph).hexdigest()}"
 
 # The graph takes crops as uint8 [N, height, width, 3] and normalises them: (value / 255 - mean) / std, in channel order.
@@ -195,6 +192,16 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", type=Path, default=Path("model_store"))
 
 
+def add_int8_argument(parser: argparse.ArgumentParser) -> None:
+    """--int8: the people for it."""
+    parser.add_argument(
+        "--int8",
+        type=Path,
+        metavar="PEOPLE.json",
+        help="make the graph int8; a COCO file, its pictures beside it, for the ranges",
+    )
+
+
 def _checked(kind: Any) -> Callable[[str], str]:
     """What the store's schema takes for a name or version, as a type for argparse."""
 
@@ -212,12 +219,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.export", description="Make a model of the store from weights.")
     parser.add_argument("weights", type=Path, help="weights.pth of a training run")
     add_store_arguments(parser)
+    add_int8_argument(parser)
     parser.add_argument("--quarter-shift", action="store_true", help="decode with the reference's quarter shift")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_faults():
         halved = halved_weights(read_lpn(arguments.weights).state_dict())
-        folder = export(halved, arguments.store, arguments.name, arguments.version, arguments.quarter_shift)
+        place = arguments.store, arguments.name, arguments.version
+        folder = export(halved, *place, arguments.quarter_shift, arguments.int8)
         write_content(folder / "weights.pth", halved)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from app.inference.model_store import ModelError
-from training.export import add_store_arguments, export
+from training.export import add_int8_argument, add_store_arguments, export
 from training.files import DataError
 from training.weights import check_weights, read_content
 
@@ -30,6 +30,7 @@ def main() -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="lpn_50_256x192.pth, lpn_101_256x192.pth or lpn_152_256x192.pth")
     add_store_arguments(parser)
+    add_int8_argument(parser)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -38,7 +39,7 @@ def main() -> int:
         print(f"{arguments.checkpoint.name} is not a checkpoint of the authors: {error}", file=sys.stderr)
         return 1
     try:
-        export(weights, arguments.store, arguments.name, arguments.version, quarter_shift=True)
+        export(weights, arguments.store, arguments.name, arguments.version, quarter_shift=True, people=arguments.int8)
     except (ModelError, DataError) as error:
         print(f"{arguments.checkpoint.name} makes no model: {error}", file=sys.stderr)
         return 1

@@ -37,12 +37,17 @@ class GlobalContext(nn.Module):
         self.channel_add_conv = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.LayerNorm([hidden, 1, 1]), nn.ReLU(), back)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Shapes are given by numbers, not by flatten(), so that the exported graph holds no shape arithmetic.
+        # Shapes are given by numbers, so that the exported graph holds no shape arithmetic. Places × channels is how the
+        # runtime's int8 convolutions lay out a map, and PyTorch's in channels-last: no copy. Softmax ignores the mask's bias.
         channels, places = x.shape[1], x.shape[2] * x.shape[3]
-        attention = self.conv_mask(x).reshape(-1, places, 1).softmax(dim=1)
-        context = torch.matmul(x.reshape(-1, channels, places), attention)  # [N, C, 1]
-        added: Tensor = self.channel_add_conv(context.reshape(-1, channels, 1, 1))
-        return x + added
+        values = x.permute(0, 2, 3, 1).reshape(-1, places, channels)
+        attention = (values @ self.conv_mask.weight.reshape(channels, 1)).reshape(-1, 1, places).softmax(dim=2)
+        context = (attention @ values).reshape(-1, channels)
+        reduce, norm, _, back = cast("tuple[nn.Conv2d, nn.LayerNorm, nn.ReLU, nn.Conv2d]", tuple(self.channel_add_conv))
+        hidden = functional.linear(context, reduce.weight.flatten(1), reduce.bias)
+        hidden = functional.relu(functional.layer_norm(hidden, hidden.shape[1:], norm.weight.flatten(), norm.bias.flatten()))
+        added = functional.linear(hidden, back.weight.flatten(1), back.bias)
+        return x + added.reshape(-1, channels, 1, 1)
 
 
 class LightweightBottleneck(nn.Module):

@@ -15,11 +15,13 @@ from app.inference.pose import PoseModel
 from app.vision import heatmap
 from training import evaluate
 from training.estimators import decoder_of, local_estimator
-from training.export import PixelsToHeatmaps, _check, export, graph_of
+from training.export import _check, export, graph_of
 from training.export import main as export_main
 from training.import_reference import main as import_reference
 from training.keypoints import MIRROR
 from training.lpn import LPN
+from training.pixels import normalised
+from training.served import ServedLPN
 from training.weights import read_lpn
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
@@ -97,7 +99,7 @@ def test_the_imported_model_gets_the_authors_ap_from_their_boxes(imported, tmp_p
 def test_the_graph_has_a_free_batch_size_and_no_shape_arithmetic(imported):
     graph = onnx.load(imported / "model.onnx").graph
     kinds = {node.op_type for node in graph.node}
-    assert not kinds & {"Shape", "Gather", "Concat", "BatchNormalization"}
+    assert not kinds & {"Shape", "Gather", "BatchNormalization"}
     model = PoseModel.load(imported)
     for count in (1, 2, 5):
         assert model.plain.run(np.zeros((count, 256, 192, 3), np.uint8)).values.shape == (count, 17, 3)
@@ -107,7 +109,7 @@ def test_a_graph_that_computes_something_else_is_refused():
     model, other = LPN(50).eval(), LPN(50).eval()
     with torch.no_grad():
         other.final_layer.bias += 0.01
-    graph = graph_of(PixelsToHeatmaps(other), torch.zeros((2, 256, 192, 3), dtype=torch.uint8), "crops", ["heatmaps"])
+    graph = graph_of(ServedLPN(other), torch.zeros((2, 256, 192, 3), dtype=torch.uint8), "crops", ["heatmaps"])
     with pytest.raises(ModelError, match="differs from PyTorch"):
         _check(graph, model)
 
@@ -216,16 +218,96 @@ def test_weights_of_another_kind_end_the_export_with_one_line(tmp_path, monkeypa
     assert not (tmp_path / "store").exists()
 
 
-def test_the_shipped_model_is_what_its_weights_give():
-    folder = Path(__file__).parents[2] / "model_store/lpn50/1"
-    weights = torch.load(folder / "weights.pth", weights_only=True)
-    model = LPN(50).eval()
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-    with np.load(REFERENCE / "parity.npz") as content:
-        crops = content["crop_bgr_u8"][:2]
-    from training.pixels import normalised
+@pytest.mark.parametrize("depth", [50, 101])
+def test_the_served_form_gives_the_networks_heatmaps(depth):
+    torch.manual_seed(0)
+    model = LPN(depth).eval()
+    for module in model.modules():  # nothing stays at 0 or 1, as it is before training
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values in (module.weight, module.running_var):
+                torch.nn.init.uniform_(values, 0.5, 1.5)
+            for values in (module.bias, module.running_mean):
+                torch.nn.init.normal_(values, std=0.1)
+        elif isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.normal_(module.bias)
+    for block in (*model.layer1, *model.layer3):
+        torch.nn.init.normal_(block.att.channel_add_conv[3].weight, std=0.1)
+    torch.nn.init.normal_(model.final_layer.weight, std=0.1)
+    crops = torch.randint(0, 256, (2, 64, 48, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected, found = model(normalised(crops)), ServedLPN(model)(crops)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
+
+def _stored_weights():
+    return {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in torch.load(STORED / "weights.pth").items()
+    }
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory):
+    """A model in int8 of the shipped weights, by the command; its ranges are those of the three reference photos."""
+    folder = tmp_path_factory.mktemp("int8")
+    for number, photo in enumerate(("astronaut_384.png", "camera_400.png", "drawing_560x360.png"), 1):
+        (folder / f"{number:012d}.jpg").write_bytes((REFERENCE / photo).read_bytes())
+    people = folder / "people.json"
+    people.write_bytes((REFERENCE / "annotations_mini.json").read_bytes())
+    command = [sys.executable, "-m", "training.export", STORED / "weights.pth", "--name", "x", "--version", "1"]
+    done = subprocess.run([*command, "--store", folder, "--int8", people], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("x/1: LPN-50, int8, ")
+    return folder / "x/1"
+
+
+def test_in_int8_the_model_finds_nearly_the_same_places(int8, parity):
+    crops = parity["crop_bgr_u8"]
+    model = LPN(50).eval()
+    model.load_state_dict(_stored_weights())
     with torch.inference_mode():
         expected = model(normalised(torch.from_numpy(crops))).numpy()
-    found = PoseModel.load(folder).heatmaps(crops)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    stored = PoseModel.load(int8)
+    assert stored.description.precision == "int8"
+    assert (int8 / "model.onnx").stat().st_size < 4_500_000
+    _assert_near(stored.heatmaps(crops), expected)
+
+
+def _assert_near(found, expected):
+    """Heatmaps that differ by what int8 costs."""
+    assert np.abs(found - expected).mean() < 0.003
+    places, right = (heatmap.decode(maps, 160.0, False) for maps in (found, expected))
+    distances = np.linalg.norm((places - right)[..., :2], axis=2)[right[..., 2] > 0.2]
+    assert len(distances) > 50
+    assert np.median(distances) < 0.25
+    assert np.quantile(distances, 0.8) < 1
+
+
+def test_int8_weights_leave_a_bit_free(int8):
+    """8-bit products would overflow on processors without VNNI."""
+    graph = onnx.load(int8 / "model.onnx").graph
+    weights = [
+        values for each in graph.initializer if (values := numpy_helper.to_array(each)).dtype == np.int8 and values.ndim == 4
+    ]
+    assert len(weights) > 50
+    assert max(int(np.abs(values.astype(int)).max()) for values in weights) <= 64
+
+
+def test_without_people_there_is_no_int8_model(tmp_path, monkeypatch):
+    people = tmp_path / "people.json"
+    people.write_text('{"images": [], "annotations": []}')
+    command = ["x", str(STORED / "weights.pth"), "--name", "x", "--version", "1", "--store", str(tmp_path / "store")]
+    monkeypatch.setattr(sys, "argv", [*command, "--int8", str(people)])
+    with pytest.raises(SystemExit, match=r"people\.json holds nobody with keypoints$"):
+        export_main()
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_shipped_model_is_what_its_weights_give(parity):
+    crops = parity["crop_bgr_u8"]
+    model = LPN(50).eval()
+    model.load_state_dict(_stored_weights())
+    with torch.inference_mode():
+        expected = model(normalised(torch.from_numpy(crops))).numpy()
+    _assert_near(PoseModel.load(STORED).heatmaps(crops), expected)
