@@ -11,8 +11,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(script: str, *arguments: object) -> str:
+    command = ["-m", "loadtests.graphs"] if script == "graphs.py" else [str(ROOT / "loadtests" / script)]
     ran = subprocess.run(
-        [sys.executable, ROOT / "loadtests" / script, *map(str, arguments)], capture_output=True, text=True, timeout=300
+        [sys.executable, *command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert "Traceback" not in ran.stderr, ran.stderr
     return ran.stdout + ran.stderr
@@ -22,6 +23,13 @@ def test_load(service):
     told = run("load.py", "--url", service.client.base_url, "--clients", 2, "--boxes", 1, "--requests", 6)
     (row,) = [line for line in told.splitlines() if line.startswith("| 2 |")]
     assert "| 6 |" in row
+
+
+def test_graphs():
+    graphs = [ROOT / "model_store" / model / "model.onnx" for model in ("lpn50/1", "person-det/1")]
+    told = run("graphs.py", *graphs, "--rounds", 1).splitlines()
+    assert [line.split("|")[1].strip() for line in told[2:]] == [str(graph) for graph in graphs]
+    assert "| 1.00 [1.00, 1.00] |" in told[2]
 
 
 def test_full_queue(start_service):
