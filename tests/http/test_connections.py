@@ -191,7 +191,7 @@ def test_requests_sent_ahead_are_answered_in_order(patient):
 
 def test_who_leaves_with_requests_sent_ahead_has_the_first_ones_work_dropped(start_service, t_pose):
     service = start_service(lanes=1)
-    boxes = ";".join([BOX] * 100)
+    boxes = ";".join([BOX] * 100) + "&flip_test=true"
     head = f"POST /v1/pose?boxes={boxes} HTTP/1.1\r\nContent-Type: image/jpeg\r\nContent-Length: {len(t_pose)}\r\n\r\n"
     with connect(service.port) as sock:
         sock.sendall(head.encode() + t_pose + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")

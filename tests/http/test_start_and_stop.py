@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -209,10 +210,20 @@ def refused(port: int) -> bool:
     return True
 
 
+def ask_for_seconds(service, picture: bytes, times: int) -> httpx.Response:
+    """The answer to a request of `times` pictures of 100 people, each run twice: more than a second a picture of one lane."""
+    return httpx.post(
+        service.client.base_url.join("/v1/pose"),
+        params={"flip_test": True, "timeout_ms": 60_000},
+        data={"boxes": json.dumps([[[295, 15, 545, 595]] * 100] * times)},
+        files=[("image", ("x.jpg", picture, "image/jpeg"))] * times,
+        timeout=90,
+    )
+
+
 def test_a_stopping_service_takes_no_new_connections(start_service, t_pose):
     service = start_service(lanes=1)
-    url, params = service.client.base_url.join("/v1/pose"), {"boxes": ";".join(["295,15,545,595"] * 100), "flip_test": True}
-    asking = threading.Thread(target=lambda: httpx.post(url, params=params, content=t_pose, headers=JPEG, timeout=60))
+    asking = threading.Thread(target=lambda: ask_for_seconds(service, t_pose, 2))
     asking.start()
     service.wait_until(lambda: service.metric("pose_queue_crops") > 0)
     service.process.terminate()
@@ -234,13 +245,11 @@ def test_an_idle_service_stops_at_once(start_service):
 
 def test_work_that_outlasts_the_drain_is_cut_off(start_service, t_pose):
     service = start_service(drain_s=1, lanes=1)
-    boxes = ";".join(["295,15,545,595"] * 100)
-    url, params = service.client.base_url.join("/v1/pose"), {"boxes": boxes, "flip_test": True}
     answers: list[object] = []
 
     def ask() -> None:
         try:
-            answers.append(httpx.post(url, params=params, content=t_pose, headers=JPEG, timeout=60))
+            answers.append(ask_for_seconds(service, t_pose, 4))
         except httpx.TransportError as error:
             answers.append(error)
 
