@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from app.inference.model_store import ModelDescription, ModelError, Name, Version
 from app.inference.pose import PoseModel
 from app.inference.session import open_session
-from app.vision import heatmap
+from app.vision import box, crop, heatmap
 from training.command import one_line_faults
+from training.data import Picture
+from training.evaluate import labelled_boxes
 from training.files import make_folder, write_together
-from training.int8 import crops_of, in_int8
+from training.int8 import in_int8, samples_of
 from training.keypoints import MIRROR, NAMES, SKELETON
 from training.lpn import BETA, HEATMAP_STRIDE, LPN, depth_of
 from training.pixels import MEAN, STD, normalised
@@ -60,7 +62,7 @@ def export(
     graph, precision = graph_of(ServedLPN(model), crops, "crops", ["heatmaps"]), "float32"
     _check(graph, model)
     if people is not None:
-        graph, precision = in_int8(graph, "crops", crops_of(people, WIDTH, HEIGHT)), "int8"
+        graph, precision = in_int8(graph, "crops", samples_of(people, _first_person)), "int8"
     description = _toml(name, version, depth, precision, graph, quarter_shift) + _golden(graph, quarter_shift)
     ModelDescription.model_validate(tomllib.loads(description))
     folder = store / name / version
@@ -68,6 +70,16 @@ def export(
     PoseModel.load(folder)
     log.info("%s/%s: LPN-%d, %s, %.1f MB", name, version, depth, precision, len(graph) / 1e6)
     return folder
+
+
+def _first_person(picture: Picture) -> npt.NDArray[np.uint8] | None:
+    """The crop [h, w, 3] of a picture's first person with keypoints."""
+    boxes = labelled_boxes(picture).places[:1]
+    if not len(boxes):
+        return None
+    pixels = np.empty((1, HEIGHT, WIDTH, 3), np.uint8)
+    crop.cut_crops(picture.pixels(), box.crop_affines(*box.centres_and_sizes(boxes, WIDTH / HEIGHT), WIDTH, HEIGHT), pixels)
+    return np.asarray(pixels[0])
 
 
 def write_model(folder: Path, graph: bytes, golden: Path, description: str) -> None:
@@ -198,7 +210,7 @@ def add_int8_argument(parser: argparse.ArgumentParser) -> None:
         "--int8",
         type=Path,
         metavar="PEOPLE.json",
-        help="make the graph int8; a COCO file, its pictures beside it, for the ranges",
+        help="make the graph int8; a COCO keypoint file, its pictures beside it, for the ranges",
     )
 
 

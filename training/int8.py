@@ -5,29 +5,34 @@ weights overflow on processors without VNNI. Attention stays in float32.
 """
 
 import contextlib
+import itertools
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from app.vision import box, crop
-from training.data import read_annotations, read_pictures
-from training.evaluate import labelled_boxes
+from training.data import Picture, read_annotations, read_pictures
 from training.files import DataError
 
 UInt8 = npt.NDArray[np.uint8]
 
-_CROPS = 128
+_SAMPLES = 128
 _BATCH = 8
 
 
-def in_int8(graph: bytes, name: str, crops: UInt8) -> bytes:
-    """The graph in int8. `crops` [M, h, w, 3], as its input `name` takes them, tell the ranges of its values."""
+def in_int8(
+    graph: bytes, name: str, samples: UInt8, kept: Callable[[onnx.GraphProto], Iterable[str]] = lambda _: ()
+) -> bytes:
+    """The graph in int8. `samples` [M, h, w, 3], as its input `name` takes them, tell the ranges of its values.
+
+    `kept` gives the names of nodes that stay in float32.
+    """
     with tempfile.TemporaryDirectory() as folder, _silence():
         given, folded, quantised = (Path(folder) / file for file in ("given.onnx", "folded.onnx", "quantised.onnx"))
         given.write_bytes(graph)
@@ -35,13 +40,14 @@ def in_int8(graph: bytes, name: str, crops: UInt8) -> bytes:
         quantize_static(
             folded,
             quantised,
-            _Batches(name, crops),
+            _Batches(name, samples),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Relu", "Add"],
+            op_types_to_quantize=["Conv", "Relu", "Clip", "Add"],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(kept(onnx.load(folded).graph)),
         )
         return quantised.read_bytes()
 
@@ -57,25 +63,23 @@ def _silence() -> Iterator[None]:
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # of a package without types
-    """Crops in batches, as ONNX Runtime's quantiser asks for them."""
+    """Samples in batches, as ONNX Runtime's quantiser asks for them."""
 
-    def __init__(self, name: str, crops: UInt8) -> None:
-        self._batches = iter([{name: crops[start : start + _BATCH]} for start in range(0, len(crops), _BATCH)])
+    def __init__(self, name: str, samples: UInt8) -> None:
+        self._batches = iter([{name: samples[start : start + _BATCH]} for start in range(0, len(samples), _BATCH)])
 
     def get_next(self) -> dict[str, UInt8] | None:
         return next(self._batches, None)
 
 
-def crops_of(annotation_file: Path, width: int, height: int) -> UInt8:
-    """Crops [M, height, width, 3] of the first person of pictures spread over a COCO file, 128 at most. Raises DataError."""
-    step = max(1, len(read_annotations(annotation_file)["images"]) // _CROPS)
-    crops: list[UInt8] = []
-    for number, picture in enumerate(read_pictures(annotation_file)):
-        boxes = labelled_boxes(picture).places[:1]
-        if number % step == 0 and len(boxes) and len(crops) < _CROPS:
-            affines = box.crop_affines(*box.centres_and_sizes(boxes, width / height), width, height)
-            crops.append(np.empty((height, width, 3), np.uint8))
-            crop.cut_crops(picture.pixels(), affines, crops[-1][None])
-    if not crops:
+def samples_of(annotation_file: Path, sample: Callable[[Picture], UInt8 | None]) -> UInt8:
+    """What `sample` makes of pictures spread over a COCO file, [M, h, w, 3], 128 at most; None is passed over.
+
+    Raises DataError where there is nothing.
+    """
+    step = max(1, len(read_annotations(annotation_file)["images"]) // _SAMPLES)
+    chosen = (picture for number, picture in enumerate(read_pictures(annotation_file)) if number % step == 0)
+    samples = [each for picture in itertools.islice(chosen, _SAMPLES) if (each := sample(picture)) is not None]
+    if not samples:
         raise DataError(f"{annotation_file} holds nobody with keypoints")
-    return np.stack(crops)
+    return np.stack(samples)

@@ -1,8 +1,11 @@
 """What every test of the training needs."""
 
 import signal
+from pathlib import Path
 
 import pytest
+
+_REFERENCE = Path(__file__).parents[1] / "data/reference"
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +15,14 @@ def _signals_as_before():
     yield
     for kind, handler in before.items():
         signal.signal(kind, handler)
+
+
+@pytest.fixture(scope="session")
+def reference_people(tmp_path_factory):
+    """The COCO file of the reference photos' people, beside the photos."""
+    folder = tmp_path_factory.mktemp("people")
+    for number, photo in enumerate(("astronaut_384.png", "camera_400.png", "drawing_560x360.png"), 1):
+        (folder / f"{number:012d}.jpg").write_bytes((_REFERENCE / photo).read_bytes())
+    people = folder / "people.json"
+    people.write_bytes((_REFERENCE / "annotations_mini.json").read_bytes())
+    return people

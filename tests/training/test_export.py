@@ -248,15 +248,11 @@ def _stored_weights():
 
 
 @pytest.fixture(scope="module")
-def int8(tmp_path_factory):
+def int8(tmp_path_factory, reference_people):
     """A model in int8 of the shipped weights, by the command; its ranges are those of the three reference photos."""
     folder = tmp_path_factory.mktemp("int8")
-    for number, photo in enumerate(("astronaut_384.png", "camera_400.png", "drawing_560x360.png"), 1):
-        (folder / f"{number:012d}.jpg").write_bytes((REFERENCE / photo).read_bytes())
-    people = folder / "people.json"
-    people.write_bytes((REFERENCE / "annotations_mini.json").read_bytes())
     command = [sys.executable, "-m", "training.export", STORED / "weights.pth", "--name", "x", "--version", "1"]
-    done = subprocess.run([*command, "--store", folder, "--int8", people], capture_output=True, text=True)
+    done = subprocess.run([*command, "--store", folder, "--int8", reference_people], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1].startswith("x/1: LPN-50, int8, ")
     return folder / "x/1"

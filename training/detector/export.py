@@ -1,7 +1,8 @@
 """Person detector → a model of the store: `python -m training.detector.export WEIGHTS.pth --name person-det --version 1`.
 
 One ONNX graph takes letterboxed pictures as uint8 pixels, normalises them, and gives decoded boxes and scores; choosing among
-them (NMS) is the service's (app/vision/detection.py). The graph is compared with PyTorch first.
+them (NMS) is the service's (app/vision/detection.py). The graph is compared with PyTorch first, and with
+`--int8 PEOPLE.json` brought to int8 then.
 """
 
 import argparse
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -20,11 +23,21 @@ from app.inference.model_store import DetectorDescription, ModelError, load_mode
 from app.inference.session import open_session
 from app.vision import detection
 from training.command import one_line_faults
+from training.data import Picture
 from training.detector.augment import PAD
 from training.detector.network import MEAN, STD, STRIDES, PersonDetector, normalised
 from training.detector.train import SIDE
-from training.export import add_store_arguments, graph_of, halved_weights, patterns, without_denormals, write_model
+from training.export import (
+    add_int8_argument,
+    add_store_arguments,
+    graph_of,
+    halved_weights,
+    patterns,
+    without_denormals,
+    write_model,
+)
 from training.files import DataError
+from training.int8 import in_int8, samples_of
 from training.weights import check_table, check_tensors, read_content, write_content
 
 log = logging.getLogger("export")
@@ -34,6 +47,7 @@ NMS_IOU = 0.55
 _GOLDEN = Path(__file__).parent / "golden.png"  # the letterbox of tests/data/photos/t_pose_cc0.jpg
 _BOX_TOLERANCE = 0.05  # pixels
 _SCORE_TOLERANCE = 1e-4
+_FIRST = ("model.backbone.stem.", "model.backbone.blocks.0.")
 
 
 class PixelsToBoxes(nn.Module):
@@ -48,24 +62,48 @@ class PixelsToBoxes(nn.Module):
         return boxes, logits.sigmoid()
 
 
-def export(weights: dict[str, Tensor], store: Path, name: str, version: str) -> Path:
+def export(weights: dict[str, Tensor], store: Path, name: str, version: str, people: Path | None = None) -> Path:
     """Write <store>/<name>/<version>/model.onnx and model.toml, and give the folder. Denormal weights become 0.
 
-    Raises ValueError for weights that are no detector's or a name that the store does not take, and ModelError where the
-    graph differs from PyTorch. Nothing is written then, so that a model already there stays whole.
+    With `people`, a COCO file whose pictures tell the ranges of its values, the graph is in int8. Raises ValueError for
+    weights that are no detector's or a name that the store does not take, DataError where there are no such pictures, and
+    ModelError where the float32 graph differs from PyTorch. Nothing is written then, so that a model already there stays
+    whole.
     """
     model = detector_of(weights)
     graph = graph_of(
         PixelsToBoxes(model), torch.zeros((2, SIDE, SIDE, 3), dtype=torch.uint8), "letterboxes", ["boxes", "scores"]
     )
     _check(graph, model)
-    description = _toml(name, version, graph) + _golden(graph)
+    precision = "float32"
+    if people is not None:
+        graph, precision = in_int8(graph, "letterboxes", samples_of(people, _letterbox), _kept), "int8"
+    description = _toml(name, version, precision, graph) + _golden(graph)
     DetectorDescription.model_validate(tomllib.loads(description))
     folder = store / name / version
     write_model(folder, graph, _GOLDEN, description)
     Detector.opened(load_model(folder), 1)
-    log.info("%s/%s: %.1f MB, equal to PyTorch", name, version, len(graph) / 1e6)
+    log.info("%s/%s: %s, %.1f MB", name, version, precision, len(graph) / 1e6)
     return folder
+
+
+def _letterbox(picture: Picture) -> npt.NDArray[np.uint8]:
+    pixels = np.empty((SIDE, SIDE, 3), np.uint8)
+    detection.letterbox(picture.pixels(), pixels, PAD)
+    return pixels
+
+
+def _kept(graph: onnx.GraphProto) -> list[str]:
+    """The nodes that stay in float32: the first convolutions, which cost AP in int8, the last and what follows them."""
+    maker = {output: node for node in graph.node for output in node.output}
+    kept = [node.name for node in graph.node if node.op_type == "Conv" and node.input[1].startswith(_FIRST)]
+    waiting = [output.name for output in graph.output]
+    while waiting:
+        node = maker.get(waiting.pop())
+        if node is not None:
+            kept.append(node.name)
+            waiting.extend(node.input if node.op_type != "Conv" else ())
+    return kept
 
 
 def detector_of(weights: dict[str, Tensor]) -> PersonDetector:
@@ -96,13 +134,13 @@ def _check(graph: bytes, model: PersonDetector) -> None:
                 raise ModelError(f"the exported graph's {what} differ from PyTorch's at batch {batch}")
 
 
-def _toml(name: str, version: str, graph: bytes) -> str:
+def _toml(name: str, version: str, precision: str, graph: bytes) -> str:
     """The text of model.toml, checked against the service's schema by load_model."""
     return f"""# All that the service needs to know of model.onnx. CARD.md tells people the rest.
 name = "{name}"
 version = "{version}"
 network = "person detector on EfficientNet-Lite0"
-precision = "float32"
+precision = "{precision}"
 sha256 = "{hashlib.sha256(graph).hexdigest()}"
 
 # The graph takes letterboxes as uint8 [N, height, width, 3] and normalises them: (value / 255 - mean) / std.
@@ -141,6 +179,7 @@ def main() -> None:
     )
     parser.add_argument("weights", type=Path, help="weights.pth of a training run, or its checkpoint.pth")
     add_store_arguments(parser)
+    add_int8_argument(parser)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_faults():
@@ -149,7 +188,7 @@ def main() -> None:
             weights = content.get("averaged", content) if isinstance(content, dict) else content  # of a checkpoint too
             check_table(weights)
             halved = halved_weights(weights)
-            folder = export(halved, arguments.store, arguments.name, arguments.version)
+            folder = export(halved, arguments.store, arguments.name, arguments.version, arguments.int8)
         except ValueError as error:
             raise DataError(f"{arguments.weights} makes no model: {error}") from error
         write_content(folder / "weights.pth", halved)

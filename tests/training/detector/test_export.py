@@ -1,7 +1,9 @@
 """Weights → a detector of the store → the same boxes, through the service's own code."""
 
 import sys
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,14 @@ import torch
 from app.inference.detector import Detector
 from app.inference.model_store import load_model
 from app.inference.session import open_session
+from app.vision import detection
 from training.detector.export import PixelsToBoxes, detector_of, export
 from training.detector.export import main as export_main
 from training.detector.network import PersonDetector
 from training.export import halved_weights
+from training.weights import read_content
+
+STORED = Path(__file__).parents[3] / "model_store/person-det/1"
 
 pytestmark = pytest.mark.filterwarnings("default")  # PyTorch's exporter warns of its own future
 
@@ -45,6 +51,23 @@ def test_the_service_takes_the_detector(folder):
     assert letterbox.pixels.shape == (416, 416, 3)
     assert (letterbox.pixels[:, 278:] == 114).all()
     assert detector.network.run(letterbox.pixels[None]).values.shape == (1, 5, 5)
+
+
+def test_in_int8_the_detector_finds_nearly_the_same_boxes(reference_people, tmp_path, monkeypatch, t_pose):
+    command = ["x", str(STORED / "weights.pth"), "--name", "x", "--version", "1", "--store", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--int8", str(reference_people)])
+    export_main()
+    int8 = Detector.opened(load_model(tmp_path / "x/1"), 1)
+    assert int8.description.precision == "int8"
+    assert (tmp_path / "x/1/model.onnx").stat().st_size < 4e6
+    letterbox = int8.letterbox(cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR), 1).pixels
+    with torch.inference_mode():
+        network = PixelsToBoxes(detector_of(read_content(STORED / "weights.pth")))
+        boxes, scores = (values.numpy()[0] for values in network(torch.from_numpy(letterbox[None])))
+    (expected,) = detection.people(boxes, scores, 0.55, 1)
+    found = int8.network.run(letterbox[None]).values[0, 0]
+    assert np.abs(found[:4] - expected[:4]).max() < 8
+    assert found[4] == pytest.approx(expected[4], abs=0.1)
 
 
 def test_other_weights_are_refused_and_nothing_is_written(weights, tmp_path):
