@@ -96,7 +96,7 @@ def main() -> None:
         "--peak", type=float, default=278, help="pictures a second at the day's peak (278: a million an hour)"
     )
     parser.add_argument("--people", type=float, default=3, help="people a picture")
-    parser.add_argument("--per-replica", type=float, default=60, help="people a second that a replica of 2 cores answers")
+    parser.add_argument("--per-replica", type=float, default=160, help="people a second that a replica of 2 cores answers")
     parser.add_argument("--start", type=int, default=20, help="seconds until a new replica is ready")
     arguments = parser.parse_args()
     peak = arguments.peak * arguments.people

@@ -36,7 +36,7 @@ def test_models_tells_what_the_service_can_run(client):
     model = client.get("/v1/models").json()["models"][0]
     assert model["kind"] == "pose"
     assert (model["name"], model["version"], model["default"]) == ("lpn50", "1", True)
-    assert (model["network"], model["precision"]) == ("LPN-50", "float32")
+    assert (model["network"], model["precision"]) == ("LPN-50", "int8")
     assert (model["input_width"], model["input_height"]) == (192, 256)
     assert len(model["keypoints"]) == 17
     assert len(model["skeleton"]) == 19
@@ -145,7 +145,7 @@ def test_an_answered_request_moves_its_metrics(client, service, two_women):
     assert service.metric("pose_queue_limit_crops") == 400
     assert service.metric("pose_lanes") == usable_cores()
     assert service.metric("pose_memory_limit_bytes") == usable_memory()
-    assert service.metric("pose_model_info", model="lpn50", version="1", precision="float32") == 1
+    assert service.metric("pose_model_info", model="lpn50", version="1", precision="int8") == 1
 
 
 def test_a_refused_request_moves_its_metrics(client, service):
