@@ -16,6 +16,7 @@ from training.config import Config
 from training.data import Picture
 from training.detector.train import Config as DetectorConfig
 from training.estimators import decoder_of, local_estimator
+from training.export import export
 from training.files import DataError
 from training.weights import read_lpn
 
@@ -95,12 +96,14 @@ def test_runs_are_trained_and_compared_and_finished_ones_not_again(folder, monke
     assert (folder / "out/recipe/weights.pth").stat().st_mtime_ns == before
 
 
-def test_weights_are_measured_as_the_model_of_the_store_is():
+@pytest.mark.filterwarnings("default")  # PyTorch's exporter warns of its own future
+def test_weights_are_measured_as_their_model_of_the_store_is(tmp_path):
     root = Path(__file__).parents[2]
-    stored, photo = root / "model_store/lpn50/1", root / "tests/data/reference/astronaut_384.png"
+    weights, photo = root / "model_store/lpn50/1/weights.pth", root / "tests/data/reference/astronaut_384.png"
     picture = Picture({"file_name": "1.png", "width": 384, "height": 384}, [], photo.read_bytes())
-    boxes, model = np.array([[60.0, 10.0, 249.0, 359.0]]), PoseModel.load(stored)
-    network = read_lpn(stored / "weights.pth").eval()
+    network = read_lpn(weights).eval()
+    model = PoseModel.load(export(network.state_dict(), tmp_path, "x", "1", quarter_shift=True))
+    boxes = np.array([[60.0, 10.0, 249.0, 359.0]])
     ours = ablate.torch_estimator(network, 256, torch.device("cpu"))(picture, boxes)[""]
     theirs = local_estimator(model, [decoder_of(model)], [False])(picture, boxes)[""]
     np.testing.assert_allclose(ours, theirs[..., :3], rtol=0, atol=0.05)
