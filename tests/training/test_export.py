@@ -240,11 +240,12 @@ def test_the_served_form_gives_the_networks_heatmaps(depth):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
-def _stored_weights():
-    return {
-        key: value.float() if value.is_floating_point() else value
-        for key, value in torch.load(STORED / "weights.pth").items()
-    }
+@pytest.fixture(scope="module")
+def heatmaps(parity):
+    """PyTorch's heatmaps of the reference crops, by the shipped weights."""
+    with torch.inference_mode():
+        maps = read_lpn(STORED / "weights.pth").eval()(normalised(torch.from_numpy(parity["crop_bgr_u8"])))
+    return maps.numpy()
 
 
 @pytest.fixture(scope="module")
@@ -258,16 +259,11 @@ def int8(tmp_path_factory, reference_people):
     return folder / "x/1"
 
 
-def test_in_int8_the_model_finds_nearly_the_same_places(int8, parity):
-    crops = parity["crop_bgr_u8"]
-    model = LPN(50).eval()
-    model.load_state_dict(_stored_weights())
-    with torch.inference_mode():
-        expected = model(normalised(torch.from_numpy(crops))).numpy()
+def test_in_int8_the_model_finds_nearly_the_same_places(int8, parity, heatmaps):
     stored = PoseModel.load(int8)
     assert stored.description.precision == "int8"
     assert (int8 / "model.onnx").stat().st_size < 4_500_000
-    _assert_near(stored.heatmaps(crops), expected)
+    _assert_near(stored.heatmaps(parity["crop_bgr_u8"]), heatmaps)
 
 
 def _assert_near(found, expected):
@@ -300,10 +296,5 @@ def test_without_people_there_is_no_int8_model(tmp_path, monkeypatch):
     assert not (tmp_path / "store").exists()
 
 
-def test_the_shipped_model_is_what_its_weights_give(parity):
-    crops = parity["crop_bgr_u8"]
-    model = LPN(50).eval()
-    model.load_state_dict(_stored_weights())
-    with torch.inference_mode():
-        expected = model(normalised(torch.from_numpy(crops))).numpy()
-    _assert_near(PoseModel.load(STORED).heatmaps(crops), expected)
+def test_the_shipped_model_is_what_its_weights_give(parity, heatmaps):
+    _assert_near(PoseModel.load(STORED).heatmaps(parity["crop_bgr_u8"]), heatmaps)
