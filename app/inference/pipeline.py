@@ -1,8 +1,8 @@
 """From picture files and boxes to people: the one module that knows the order of the stages.
 
 decode, letterbox, crop and draw run on picture threads, where requests take turns, the networks and what is made of their
-output on the scheduler's lanes; the event loop only puts together what they give. While networks work, large pictures are not
-kept but decoded again where they are needed again: the memory of many requests stays that of a few pictures.
+output on the scheduler's lanes; the event loop only puts together what they give. Large pictures are decoded as small as a
+stage can do with; while networks work they are not kept but decoded again: the memory of many requests stays that of a few.
 """
 
 import asyncio
@@ -32,6 +32,7 @@ Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
+_LARGE = 1_000_000  # pixels; smaller pictures are decoded in a few milliseconds, and cut as the reference cuts
 _KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB …
 _KEPT_PICTURES = 100  # … while no more crops and pictures than that are in the queue
 
@@ -94,21 +95,24 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Overview:
-    """A picture for the detector; `picture` is its pixels where they are whole and small enough to be kept."""
+    """A picture for the detector, decoded `reduction` times smaller; `picture` is its pixels where they are kept."""
 
     letterbox: Letterbox
     picture: UInt8 | None
+    reduction: int
     decode_seconds: float
     letterbox_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The people [N, 5] (x1, y1, x2, y2, score) that the detector found in a letterbox of that gain, and the kept picture."""
+    """The people [N, 5] (x1, y1, x2, y2, score) that the detector found in a letterbox of that gain, and the overview's
+    kept picture and its reduction."""
 
     people: Float32
     gain: float
     picture: UInt8 | None
+    reduction: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +280,7 @@ class Pipeline:
             "detect": sum(o.letterbox_seconds for o in overviews) + ticket.infer_seconds + ticket.keypoint_seconds,
             "queue": wait + ticket.queue_seconds,
         }
-        found = [_Found(each, o.letterbox.gain, o.picture) for each, o in zip(people, overviews, strict=True)]
+        found = [_Found(p, o.letterbox.gain, o.picture, o.reduction) for p, o in zip(people, overviews, strict=True)]
         return dict(zip(numbers, found, strict=True)), seconds
 
     async def _on_picture_threads(self, work: Callable[[int], T], numbers: Sequence[int]) -> tuple[list[T], float]:
@@ -310,38 +314,46 @@ class Pipeline:
         """Decode picture `number`, as small as the detector can do with, and letterbox it; on a picture thread."""
         started = time.perf_counter()
         try:
-            reduction = image.reduction_to(task.pictures[number], detector.side)
+            header = image.read_header(task.pictures[number])
+            reduction = image.reduction(header, max(header.width, header.height) / detector.side)
             picture = image.decode(task.pictures[number], self._settings.max_image_pixels, reduction)
         except (image.InvalidImage, image.ImageTooLarge) as error:
             raise PictureError(number) from error
         decoded = time.perf_counter()
         letterbox = detector.letterbox(picture, reduction)
-        small = reduction == 1 and picture.shape[0] * picture.shape[1] <= _KEPT_PIXELS
-        kept = small and self.scheduler.admitted <= _KEPT_PICTURES
-        return _Overview(letterbox, picture if kept else None, decoded - started, time.perf_counter() - decoded)
+        small = picture.shape[0] * picture.shape[1] <= _KEPT_PIXELS
+        kept = picture if small and self.scheduler.admitted <= _KEPT_PICTURES else None
+        return _Overview(letterbox, kept, reduction, decoded - started, time.perf_counter() - decoded)
 
     def _prepare(self, task: PoseTask, number: int, model: PoseModel, found: _Found | None) -> _Prepared:
         """Decode picture `number` and cut out its people, boxed or found; on a picture thread."""
         started = time.perf_counter()
+        boxes = task.boxes[number] if found is None else _found_boxes(found, np.inf, np.inf)[0]
+        if boxes is None:
+            raise AssertionError("a picture without boxes was not searched")
         try:
-            kept = found.picture if found else None
-            picture = image.decode(task.pictures[number], self._settings.max_image_pixels) if kept is None else kept
-            height, width = picture.shape[:2]
-            boxes = task.boxes[number]
-            if boxes is not None:
+            picture, reduction = self._for_crops(task.pictures[number], model.most_reduction(boxes), found)
+            height, width = (side * reduction for side in picture.shape[:2])
+            if found is None:
                 box.check_boxes(boxes, width, height)
         except (image.InvalidImage, image.ImageTooLarge, box.InvalidBox) as error:
             raise PictureError(number) from error
         decoded = time.perf_counter()
-        if boxes is not None:
-            scores = np.ones(len(boxes))
-        elif found is not None:
+        scores = np.ones(len(boxes))
+        if found is not None:
             boxes, scores = _found_boxes(found, width, height)
-        else:
-            raise AssertionError("a picture without boxes was not searched")
-        crops = model.cut(picture, boxes)
+        crops = model.cut(picture, boxes, reduction)
         cut = time.perf_counter()
         return _Prepared(width, height, boxes, scores, found is not None, crops, decoded - started, cut - decoded)
+
+    def _for_crops(self, data: bytes, most: float, found: _Found | None) -> tuple[UInt8, int]:
+        """A picture's pixels and their reduction, which is `most` at most. Raises InvalidImage and ImageTooLarge."""
+        header = image.read_header(data)
+        large = header.width * header.height > _LARGE
+        reduction = image.even_reduction(header, most) if large else 1
+        if found is not None and found.picture is not None and found.reduction <= reduction:
+            return found.picture, found.reduction
+        return image.decode(data, self._settings.max_image_pixels, reduction), reduction
 
     async def _warm_up(self, description: ModelDescription | DetectorDescription, *networks: Network) -> float:
         """Run every batch size of a model's networks; the seconds a crop of the first's quickest."""
@@ -382,7 +394,7 @@ def _room_for(task: PoseTask, found: Mapping[int, _Found]) -> int:
     return max(1, people + sum(len(each.people) for each in found.values())) + (task.draw is not None)
 
 
-def _found_boxes(found: _Found, width: int, height: int) -> tuple[Float64, Float64]:
+def _found_boxes(found: _Found, width: float, height: float) -> tuple[Float64, Float64]:
     """Boxes [N, 4] and scores [N] of found people in a picture of that size; without those in the letterbox's rim."""
     boxes = detection.to_picture(found.people[:, :4], found.gain, width, height)
     inside = (boxes[:, 2:] >= 1).all(axis=1)

@@ -56,11 +56,19 @@ class PoseModel:
         stored.check_golden(lambda crop: model.plain.run(crop[None]).values[0, :, :3], _GOLDEN_CELLS)
         return model
 
-    def cut(self, picture: UInt8, boxes: npt.NDArray[np.float64]) -> Crops:
-        """Crops of picture [H, W, 3] (BGR) at boxes [N, 4] (x, y, width, height)."""
+    def most_reduction(self, boxes: npt.NDArray[np.float64]) -> float:
+        """How many times smaller a picture may be, and no crop at boxes [N, 4] enlarges it; of no use for faulty boxes."""
+        shape = self.description.input
+        with np.errstate(all="ignore"):
+            _, sizes = box.centres_and_sizes(boxes, shape.width / shape.height)
+            return float(sizes[:, 0].min(initial=np.inf) / shape.width)
+
+    def cut(self, picture: UInt8, boxes: npt.NDArray[np.float64], reduction: int = 1) -> Crops:
+        """Crops at boxes [N, 4] (x, y, width, height) of picture [H, W, 3] (BGR), which was decoded `reduction` times smaller
+        than the boxes' pixels."""
         shape = self.description.input
         centres, sizes = box.centres_and_sizes(boxes, shape.width / shape.height)
-        affines = box.crop_affines(centres, sizes, shape.width, shape.height)
+        affines = box.from_reduced(box.crop_affines(centres, sizes, shape.width, shape.height), reduction)
         pixels = np.empty((len(affines), shape.height, shape.width, 3), np.uint8)
         if shape.channel_order == "RGB":
             picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)

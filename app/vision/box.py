@@ -65,6 +65,12 @@ def crop_affines(centres: Float32, sizes: Float32, width: int, height: int) -> F
     return affines
 
 
+def from_reduced(affines: Float64, reduction: int) -> Float64:
+    """Affines [N, 2, 3] from picture pixels → the same from those of the picture decoded `reduction` times smaller."""
+    offset = affines[:, :, :2].sum(axis=2) * ((reduction - 1) / 2) + affines[:, :, 2]
+    return np.concatenate([affines[:, :, :2] * reduction, offset[..., None]], axis=2)
+
+
 def to_picture(points: npt.NDArray[np.floating], centres: Float32, sizes: Float32, width: int, height: int) -> Float64:
     """Points [N, K, 2] in cells of maps of `width` × `height` over the crops' areas → the same points in picture pixels."""
     gain, offset = _gain_and_offset(centres, sizes, width, height)

@@ -39,7 +39,7 @@ def people(boxes: Float32, scores: Float32, iou: float, limit: int) -> Float32:
     return found
 
 
-def to_picture(corners: Float32, gain: float, width: int, height: int) -> Float64:
+def to_picture(corners: Float32, gain: float, width: float, height: float) -> Float64:
     """Corners [N, 4] (x1, y1, x2, y2) in letterbox pixels → boxes [N, 4] (x, y, width, height) within a picture of that size.
 
     `gain` is letterbox pixels per picture pixel.

@@ -3,6 +3,7 @@
 OpenCV decodes and turns pictures upright. It is silent about files that end early, so the end is looked for here.
 """
 
+import math
 import re
 import struct
 import zlib
@@ -68,7 +69,8 @@ def read_header(data: bytes) -> Header:
 
 def decode(data: bytes, max_pixels: int, reduction: int = 1) -> UInt8:
     """A picture file → its upright pixels [H, W, 3], 8-bit BGR; the first frame of an animation; alpha is left out
-    (a TIFF's is blended onto black). `reduction` (1, 2, 4, 8): each side that many times smaller, which a JPEG gives cheaply.
+    (a TIFF's is blended onto black). `reduction` (1, 2, 4, 8): each side that many times smaller, which a JPEG gives cheaply:
+    its pixels are the means of squares of the whole picture's.
 
     Raises InvalidImage, and ImageTooLarge from the header alone.
     """
@@ -92,13 +94,15 @@ def decode(data: bytes, max_pixels: int, reduction: int = 1) -> UInt8:
     return np.asarray(picture, np.uint8)
 
 
-def reduction_to(data: bytes, side: int) -> int:
-    """How many times smaller a picture file may be decoded at less cost, so that its longer side keeps at least `side`
-    pixels: 1 for all but JPEG. Raises InvalidImage."""
-    header = read_header(data)
-    if header.format != "JPEG":
-        return 1
-    return next((times for times in (8, 4, 2) if max(header.width, header.height) >= times * side), 1)
+def reduction(header: Header, most: float) -> int:
+    """How many times smaller, `most` at most, a picture file is decoded at less cost: 1 for all but JPEG."""
+    return next((times for times in (8, 4, 2) if times <= most), 1) if header.format == "JPEG" else 1
+
+
+def even_reduction(header: Header, most: float) -> int:
+    """As `reduction`, and both sides are multiples of it: every pixel stands for a whole square, also of a turned picture."""
+    times = reduction(header, most)
+    return math.gcd(times, header.width, header.height)
 
 
 def _measure_jpeg(data: bytes) -> tuple[int, int]:

@@ -4,8 +4,10 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -55,6 +57,37 @@ def test_a_request_of_one_picture_does_not_wait_for_all_of_another(t_pose, monke
         assert (await one).seconds["queue"] > 0.1  # until the thread was free
         assert len((await many).people) == 12
         assert decoded.index(alone) == 1
+
+    drive(work)
+
+
+@pytest.mark.parametrize(
+    ("enlarged", "boxes", "reductions"),
+    [
+        (1, BOX, [1]),  # not large
+        (4, BOX * 4, [8]),
+        (4, BOX * 2, [4]),
+        (4, BOX * [1, 1, 0.5, 0.5], [1]),
+        (4, np.concatenate([BOX * 4, BOX * 2]), [4]),  # who needs most decides
+        (4, np.zeros((0, 4)), [8]),  # nobody
+        (4, None, [8]),  # cut out of what the detector sees
+    ],
+)
+def test_a_large_photo_is_decoded_as_small_as_its_people_allow(t_pose, monkeypatch, enlarged, boxes, reductions):
+    pixels = cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR)
+    photo = cv2.imencode(".jpg", cv2.resize(pixels, None, fx=enlarged, fy=enlarged))[1].tobytes()
+    decode, asked = image.decode, []
+
+    def seen(data: bytes, most: int, reduction: int = 1) -> np.ndarray:
+        asked.append(reduction)
+        return decode(data, most, reduction)
+
+    async def work(pipeline: Pipeline) -> None:
+        monkeypatch.setattr(image, "decode", seen)
+        (people,) = (await pipeline.estimate(replace(task([photo]), boxes=[boxes], max_people=1))).people
+        assert asked == reductions
+        assert (people.height, people.width) == (pixels.shape[0] * enlarged, pixels.shape[1] * enlarged)
+        assert len(people.boxes) == (1 if boxes is None else len(boxes))
 
     drive(work)
 

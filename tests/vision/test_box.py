@@ -29,6 +29,18 @@ def test_affines_are_the_references(parity):
     np.testing.assert_allclose(box.crop_affines(centres, sizes, 192, 256), parity["affine"], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+def test_a_picture_decoded_smaller_gives_the_same_crop(reduction):
+    rng = np.random.default_rng(7)
+    picture = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (1600, 1200), interpolation=cv2.INTER_CUBIC)
+    affines = box.crop_affines(*box.centres_and_sizes(np.array([[400.0, 250, 500, 650]]), 192 / 256), 192, 256)
+    whole, small = np.empty((2, 1, 256, 192, 3), np.uint8)
+    crop.cut_crops(picture, affines, whole)
+    reduced = cv2.resize(picture, None, fx=1 / reduction, fy=1 / reduction, interpolation=cv2.INTER_AREA)
+    crop.cut_crops(reduced, box.from_reduced(affines, reduction), small)
+    assert np.abs(whole.astype(int) - small).max() <= 4
+
+
 def test_crops_are_the_references_within_one_grey_level(parity):
     for index, name in enumerate(PHOTOS):
         mine = parity["image_index"] == index

@@ -410,17 +410,28 @@ def test_other_formats_are_not_pictures():
             image.decode(file(PICTURE, format_), MOST)
 
 
-@pytest.mark.parametrize(("width", "reduction"), [(400, 1), (831, 1), (832, 2), (1663, 2), (1664, 4), (3328, 8), (9000, 8)])
-def test_a_large_jpeg_may_be_decoded_smaller(width, reduction):
-    data = cv2.imencode(".jpg", np.zeros((30, width, 3), np.uint8))[1].tobytes()
-    assert image.reduction_to(data, 416) == reduction
-    height, found, _ = image.decode(data, 10**6, reduction).shape
-    assert found == -(-width // reduction) >= min(width, 416)
-    assert height == -(-30 // reduction)
+@pytest.mark.parametrize(("most", "times"), [(0.2, 1), (1.9, 1), (2, 2), (3.9, 2), (4, 4), (8, 8), (float("inf"), 8)])
+def test_a_large_jpeg_may_be_decoded_smaller(most, times):
+    data = cv2.imencode(".jpg", np.zeros((30, 4001, 3), np.uint8))[1].tobytes()
+    assert image.reduction(image.read_header(data), most) == times
+    assert image.decode(data, 10**6, times).shape == (-(-30 // times), -(-4001 // times), 3)
+
+
+def test_faulty_boxes_make_nothing_smaller():
+    assert image.reduction(image.Header("JPEG", 4000, 3000), float("nan")) == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "times"), [(4032, 3024, 8), (4000, 2250, 2), (2004, 3008, 4), (3001, 2000, 1), (3000, 2001, 1)]
+)
+def test_an_even_reduction_divides_both_sides(width, height, times):
+    assert image.even_reduction(image.Header("JPEG", width, height), 9) == times
+    assert image.even_reduction(image.Header("JPEG", width, height), 3) == min(times, 2)
 
 
 def test_other_formats_are_decoded_whole():
-    assert image.reduction_to(cv2.imencode(".png", np.zeros((30, 4000, 3), np.uint8))[1].tobytes(), 416) == 1
+    data = cv2.imencode(".png", np.zeros((32, 4000, 3), np.uint8))[1].tobytes()
+    assert image.reduction(image.read_header(data), 8) == image.even_reduction(image.read_header(data), 8) == 1
 
 
 def test_a_turned_jpeg_is_upright_when_decoded_smaller():
