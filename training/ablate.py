@@ -18,15 +18,16 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from app.vision import box, crop, heatmap
+from app.vision import box, crop
 from training.accuracy import Accuracy, difference, joint_table
 from training.command import one_line_faults
 from training.config import Config
 from training.data import ASPECT, Picture
+from training.decoders import OURS
 from training.estimators import PLAIN, Estimator, Float64
 from training.evaluate import dev_sets, evaluate_set, labelled_boxes
 from training.files import DataError, make_folder, write_whole
-from training.lpn import BETA, HEATMAP_STRIDE, LPN
+from training.lpn import HEATMAP_STRIDE, LPN
 from training.pixels import normalised
 from training.train import Run, train
 from training.trainer import place_of, prepare_training, training_parser
@@ -99,7 +100,7 @@ def torch_estimator(model: LPN, height: int, device: torch.device) -> Estimator:
             pixels = normalised(torch.from_numpy(crops[start : start + _BATCH]).to(device))
             with torch.inference_mode():
                 maps.append(model(pixels).float().cpu().numpy())
-        found = heatmap.decode(np.concatenate(maps), BETA, True)
+        found = OURS(np.concatenate(maps))
         places = box.to_picture(found[..., :2], centres, sizes, *map_size)
         return {PLAIN: np.concatenate([places, found[..., 2:]], axis=2)}
 

@@ -18,6 +18,7 @@ from app.inference.session import take_one_thread_each
 from app.vision import heatmap
 from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import read_pictures
+from training.estimators import decoder_of
 from training.evaluate import dev_sets, labelled_people
 from training.files import DataError, write_whole
 from training.plots import reliability_plot
@@ -54,7 +55,7 @@ def labelled_joints(model: PoseModel, annotation_file: Path) -> Joints:
             continue
         crops = model.cut(picture.pixels(), boxes)
         maps = np.concatenate([model.heatmaps(crops.pixels[i : i + _BATCH]) for i in range(0, len(boxes), _BATCH)])
-        cells = heatmap.decode(maps, shape.beta, shape.quarter_shift)
+        cells = decoder_of(model)(maps)
         labels = np.array([person["keypoints"] for person in people], np.float64).reshape(len(people), -1, 3)
         distances = np.linalg.norm(model.to_picture(cells, crops)[..., :2] - labels[..., :2], axis=2)
         labelled = labels[..., 2] > 0

@@ -1,7 +1,6 @@
 """What finds the keypoints that are measured: a stored model, decoded in one way or several, or a running service."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import cv2
 import httpx
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from app.inference.pose import PoseModel
 from app.vision import heatmap
 from training.data import Picture
+from training.decoders import Decoder
 from training.files import DataError
 
 Float32 = npt.NDArray[np.float32]
@@ -21,40 +21,12 @@ Estimator = Callable[[Picture, Float64], dict[str, Float64]]
 
 PLAIN, FLIPPED = "", ", flip test"  # ends of the names of ways, and of the rows of tables
 _BATCH = 8
-_BETAS = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """One way from heatmaps [N, K, H, W] to keypoints [N, K, 3]; β = ∞ is the plain argmax."""
-
-    beta: float
-    quarter_shift: bool
-
-    @property
-    def name(self) -> str:
-        """As tables have it."""
-        kind = "argmax" if self.beta == np.inf else f"Beta-Soft-Argmax, β = {self.beta:g}"
-        return kind + (", quarter shift" if self.quarter_shift else "")
-
-    def __call__(self, heatmaps: Float32) -> Float32:
-        if self.beta < np.inf:
-            return heatmap.decode(heatmaps, self.beta, self.quarter_shift)
-        places = heatmap.argmax(heatmaps)
-        scores = heatmap.scores_at(heatmaps, places)[..., None]
-        shifted = heatmap.quarter_shift(heatmaps, places) if self.quarter_shift else places
-        return np.concatenate([shifted, scores], axis=2)
 
 
 def decoder_of(model: PoseModel) -> Decoder:
     """The decoder that the service uses for the model."""
     shape = model.description.heatmap
-    return Decoder(shape.beta, shape.quarter_shift)
-
-
-def all_decoders() -> list[Decoder]:
-    """The paper's ablation, and Beta-Soft-Argmax as a function of β; each with and without quarter shift."""
-    return [Decoder(beta, shift) for shift in (False, True) for beta in (np.inf, *_BETAS)]
+    return Decoder(shape.beta, shape.quarter_shift, shape.window)
 
 
 def local_estimator(model: PoseModel, decoders: Sequence[Decoder], flip_tests: Sequence[bool]) -> Estimator:

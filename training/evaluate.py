@@ -26,7 +26,8 @@ from app.vision import box
 from training.accuracy import Accuracy, decoder_table, joint_table, record, share_draws, table
 from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import ASPECT, Picture, in_order, read_annotations, read_pictures
-from training.estimators import FLIPPED, PLAIN, Estimator, all_decoders, decoder_of, local_estimator, server_estimator
+from training.decoders import all_decoders
+from training.estimators import FLIPPED, PLAIN, Estimator, decoder_of, local_estimator, server_estimator
 from training.files import DataError
 from training.keypoints import NAMES
 from training.oks import evaluate_results, suppress_twins

@@ -24,14 +24,15 @@ from torch import Tensor, nn
 from app.inference.model_store import ModelDescription, ModelError, Name, Version
 from app.inference.pose import PoseModel
 from app.inference.session import open_session
-from app.vision import box, crop, heatmap
+from app.vision import box, crop
 from training.command import one_line_faults
 from training.data import Picture
+from training.decoders import OURS, Decoder
 from training.evaluate import labelled_boxes
 from training.files import make_folder, write_together
 from training.int8 import in_int8, samples_of
 from training.keypoints import MIRROR, NAMES, SKELETON
-from training.lpn import BETA, HEATMAP_STRIDE, LPN, depth_of
+from training.lpn import HEATMAP_STRIDE, LPN, depth_of
 from training.pixels import MEAN, STD, normalised
 from training.served import ServedLPN
 from training.weights import read_lpn, write_content
@@ -46,7 +47,7 @@ _OPSET = 18
 
 
 def export(
-    weights: dict[str, Tensor], store: Path, name: str, version: str, quarter_shift: bool, people: Path | None = None
+    weights: dict[str, Tensor], store: Path, name: str, version: str, decoder: Decoder, people: Path | None = None
 ) -> Path:
     """Write <store>/<name>/<version>/model.onnx and model.toml, and give the folder. Denormal weights become 0.
 
@@ -63,7 +64,7 @@ def export(
     _check(graph, model)
     if people is not None:
         graph, precision = in_int8(graph, "crops", samples_of(people, _first_person)), "int8"
-    description = _toml(name, version, depth, precision, graph, quarter_shift) + _golden(graph, quarter_shift)
+    description = _toml(name, version, depth, precision, graph, decoder) + _golden(graph, decoder)
     ModelDescription.model_validate(tomllib.loads(description))
     folder = store / name / version
     write_model(folder, graph, _GOLDEN, description)
@@ -147,7 +148,7 @@ def patterns(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     return np.asarray(pictures / 4 * 255, np.uint8)
 
 
-def _toml(name: str, version: str, depth: int, precision: str, graph: bytes, quarter_shift: bool) -> str:
+def _toml(name: str, version: str, depth: int, precision: str, graph: bytes, decoder: Decoder) -> str:
     """The text of model.toml, checked against the service's schema by load_model."""
     return f"""# All that the service needs to know of model.onnx. CARD.md tells people the rest.
 name = "{name}"
@@ -167,8 +168,7 @@ std = {list(STD)}
 [heatmap]
 width = {WIDTH // HEATMAP_STRIDE}
 height = {HEIGHT // HEATMAP_STRIDE}
-beta = {BETA}
-quarter_shift = {str(quarter_shift).lower()}
+{_decoding(decoder)}
 
 [keypoints]
 names = {json.dumps(NAMES)}
@@ -178,11 +178,17 @@ threshold = {KEYPOINT_THRESHOLD}
 """
 
 
-def _golden(graph: bytes, quarter_shift: bool) -> str:
+def _decoding(decoder: Decoder) -> str:
+    """The lines of model.toml that say how the heatmaps are decoded."""
+    window = [] if decoder.window is None else [f"window = {decoder.window}"]
+    return "\n".join([f"beta = {decoder.beta}", *window, f"quarter_shift = {str(decoder.quarter_shift).lower()}"])
+
+
+def _golden(graph: bytes, decoder: Decoder) -> str:
     """The table of what the network makes of golden.png, one line a joint."""
     crop = np.asarray(cv2.imread(str(_GOLDEN)), np.uint8)
     heatmaps = open_session(graph).run(None, {"crops": crop[None]})[0]
-    (joints,) = heatmap.decode(heatmaps, BETA, quarter_shift)
+    (joints,) = decoder(heatmaps)
     rows = "".join(f"    [{x:.2f}, {y:.2f}, {score:.3f}],\n" for x, y, score in joints.tolist())
     return f"""
 # What the network makes of golden.png: x, y in heatmap cells, score. The service compares at every start.
@@ -232,13 +238,12 @@ def main() -> None:
     parser.add_argument("weights", type=Path, help="weights.pth of a training run")
     add_store_arguments(parser)
     add_int8_argument(parser)
-    parser.add_argument("--quarter-shift", action="store_true", help="decode with the reference's quarter shift")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_faults():
         halved = halved_weights(read_lpn(arguments.weights).state_dict())
         place = arguments.store, arguments.name, arguments.version
-        folder = export(halved, *place, arguments.quarter_shift, arguments.int8)
+        folder = export(halved, *place, OURS, arguments.int8)
         write_content(folder / "weights.pth", halved)
 
 

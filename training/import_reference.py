@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from app.inference.model_store import ModelError
+from training.decoders import AUTHORS
 from training.export import add_int8_argument, add_store_arguments, export
 from training.files import DataError
 from training.weights import check_weights, read_content
@@ -39,7 +40,7 @@ def main() -> int:
         print(f"{arguments.checkpoint.name} is not a checkpoint of the authors: {error}", file=sys.stderr)
         return 1
     try:
-        export(weights, arguments.store, arguments.name, arguments.version, quarter_shift=True, people=arguments.int8)
+        export(weights, arguments.store, arguments.name, arguments.version, AUTHORS, arguments.int8)
     except (ModelError, DataError) as error:
         print(f"{arguments.checkpoint.name} makes no model: {error}", file=sys.stderr)
         return 1

@@ -20,7 +20,6 @@ BLOCKS_PER_STAGE: dict[int, tuple[int, int, int, int]] = {
 }
 HEAD_CHANNELS = 256
 HEATMAP_STRIDE = 4
-BETA = 160.0  # of Beta-Soft-Argmax, which decodes the heatmaps: the paper's best
 
 
 class GlobalContext(nn.Module):

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.vision import heatmap
 from training.augment import Augmentation, Changes, augmented_batch, changed_crops, drawn_changes
 from training.command import one_line_faults
 from training.config import Config, Stage
 from training.data import People, cached_people
+from training.decoders import OURS
 from training.device import changed_crops as crops_on_device
 from training.device import resident
 from training.files import write_whole
 from training.loss import heatmap_loss, target_heatmaps, trust_in
-from training.lpn import BETA, HEATMAP_STRIDE, LPN
+from training.lpn import HEATMAP_STRIDE, LPN
 from training.oks import joint_similarities
 from training.pixels import normalised
 from training.plots import training_plot
@@ -134,7 +134,7 @@ def quick_check(model: LPN, people: People, height: int, device: torch.device) -
         batch = augmented_batch([people], members, height, Augmentation.none(), np.random.default_rng(0))
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
             maps = model(normalised(torch.from_numpy(batch.crops).to(device))).float().cpu().numpy()
-        found = heatmap.decode(maps, BETA, False)[..., :2] * HEATMAP_STRIDE
+        found = OURS(maps)[..., :2] * HEATMAP_STRIDE
         area = (height / 1.25) * (height * 0.75 / 1.25) * 0.55  # COCO's area of a person is about half the box's
         alike = joint_similarities(((found - batch.keypoints) ** 2).sum(2), np.full(len(found), area))
         labelled = batch.weights > 0

@@ -44,7 +44,14 @@ class HeatmapTable(_Table):
     width: Annotated[int, Field(ge=4)]
     height: Annotated[int, Field(ge=4)]
     beta: Annotated[float, Field(gt=0)]
+    window: Annotated[int, Field(ge=3)] | None = None  # cells about the highest; None: the whole map
     quarter_shift: bool
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "HeatmapTable":
+        if self.window is not None and self.window % 2 == 0:
+            raise ValueError("window must be odd")
+        return self
 
 
 class KeypointTable(_Table):

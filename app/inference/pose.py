@@ -107,7 +107,7 @@ class PoseModel:
     def _decoded(self, heatmaps: Float32, started: float) -> BatchResult:
         inferred = time.perf_counter()
         shape = self.description.heatmap
-        keypoints = heatmap.decode(heatmaps, shape.beta, shape.quarter_shift)
+        keypoints = heatmap.decode(heatmaps, shape.beta, shape.quarter_shift, shape.window)
         calibration = self.description.calibration
         if calibration is not None:
             signs = heatmap.error_signs(heatmaps, keypoints[..., 2])

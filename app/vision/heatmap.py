@@ -1,6 +1,7 @@
 """From heatmaps to keypoints: Beta-Soft-Argmax, its score, the quarter shift, the flip test, and what tells the error.
 
-Numerically the reference's (zhang943/lpn-pytorch, lib/core/inference.py and function.py), vectorised over crops and joints.
+Numerically the reference's (zhang943/lpn-pytorch, lib/core/inference.py and function.py), vectorised over crops and joints;
+Beta-Soft-Argmax in a window and what tells the error are ours.
 """
 
 import numpy as np
@@ -21,6 +22,24 @@ def soft_argmax(heatmaps: Float32, beta: float) -> Float32:
     x = columns @ np.arange(width, dtype=np.float32) / total
     y = rows @ np.arange(height, dtype=np.float32) / total
     return np.stack([x, y], axis=2)
+
+
+def soft_argmax_in_window(heatmaps: Float32, beta: float, window: int) -> Float32:
+    """As `soft_argmax`, over the square of `window` (odd) cells about the highest cell, as far as it lies on the map.
+
+    Far cells do not count, so that a lower beta can weigh the near ones: places between cells, where the whole map needs
+    a beta that makes nearly an argmax of it.
+    """
+    n, k, height, width = heatmaps.shape
+    cells = argmax(heatmaps).astype(np.intp)[..., None] + np.arange(-(window // 2), window // 2 + 1)
+    x, y = cells[:, :, 0], cells[:, :, 1]
+    crop, joint = (index[..., None, None] for index in np.ogrid[:n, :k])
+    near = heatmaps[crop, joint, np.clip(y, 0, height - 1)[..., None], np.clip(x, 0, width - 1)[:, :, None]]
+    weights = np.exp(np.float32(beta) * (near - near.max(axis=(2, 3), keepdims=True)))
+    weights *= ((y >= 0) & (y < height))[..., None] & ((x >= 0) & (x < width))[:, :, None]
+    columns, rows = weights.sum(axis=2), weights.sum(axis=3)
+    places = np.stack([(columns * x).sum(axis=2), (rows * y).sum(axis=2)], axis=2) / rows.sum(axis=2)[..., None]
+    return np.asarray(places, np.float32)
 
 
 def argmax(heatmaps: Float32) -> Float32:
@@ -54,9 +73,12 @@ def quarter_shift(heatmaps: Float32, places: Float32) -> Float32:
     return np.asarray(places + np.float32(0.25) * np.sign(slope) * inside[..., None])
 
 
-def decode(heatmaps: Float32, beta: float, shift: bool) -> Float32:
-    """Heatmaps [N, K, H, W] → keypoints [N, K, 3]: x, y in cells, score. The score is read before the shift."""
-    places = soft_argmax(heatmaps, beta)
+def decode(heatmaps: Float32, beta: float, shift: bool, window: int | None = None) -> Float32:
+    """Heatmaps [N, K, H, W] → keypoints [N, K, 3]: x, y in cells, score. The score is read before the shift.
+
+    Beta-Soft-Argmax over the whole map, or over `window` cells about the highest.
+    """
+    places = soft_argmax(heatmaps, beta) if window is None else soft_argmax_in_window(heatmaps, beta, window)
     scores = scores_at(heatmaps, places)
     if shift:
         places = quarter_shift(heatmaps, places)

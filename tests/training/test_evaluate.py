@@ -261,11 +261,12 @@ def test_the_same_heatmaps_are_decoded_in_every_way(coco_folder, monkeypatch, ca
     evaluate.main()
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()[4:]]
     by_name = {row[0]: row[1:] for row in rows if row}
-    assert len(by_name) == 16
-    assert by_name["Beta-Soft-Argmax, β = 160, quarter shift, kept"][:4] == ["1.000", "1.000", "1.000", ""]
-    assert float(by_name["Beta-Soft-Argmax, β = 10"][0]) < 1
-    assert by_name["Beta-Soft-Argmax, β = 10"][3].startswith("-")
+    assert len(by_name) == 24
+    assert by_name[f"{decoder_of(PoseModel.load(STORED)).name}, kept"][:4] == ["1.000", "1.000", "1.000", ""]
+    assert float(by_name["Beta-Soft-Argmax, β = 20"][0]) < 1
+    assert by_name["Beta-Soft-Argmax, β = 20"][3].startswith("-")
     assert "argmax, quarter shift" in by_name
+    assert "Beta-Soft-Argmax, β = 40, 13×13 cells" in by_name
 
 
 def _with(folder, part, **fields):

@@ -10,10 +10,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from app.inference.model_store import ModelError, load_model
+from app.inference.model_store import ModelError
 from app.inference.pose import PoseModel
 from app.vision import heatmap
 from training import evaluate
+from training.decoders import AUTHORS, OURS
 from training.estimators import decoder_of, local_estimator
 from training.export import _check, export, graph_of
 from training.export import main as export_main
@@ -58,7 +59,7 @@ def parity():
 @pytest.mark.parametrize("flip_test", [True, False])
 def test_the_imported_model_gives_the_authors_keypoints(imported, parity, flip_test):
     model = PoseModel.load(imported)
-    assert model.description.heatmap.quarter_shift
+    assert decoder_of(model) == AUTHORS
     network, name = (model.with_flip_test, "flip") if flip_test else (model.plain, "single")
     found = np.concatenate([network.run(batch).values for batch in np.array_split(parity["crop_bgr_u8"], 3)])
     np.testing.assert_allclose(found[..., :2], parity[f"{name}_bsa_shift_hm"], rtol=0, atol=0.002)
@@ -114,13 +115,11 @@ def test_a_graph_that_computes_something_else_is_refused():
         _check(graph, model)
 
 
-@pytest.mark.parametrize("more", [[], ["--quarter-shift"]])
-def test_the_command_makes_a_model_that_decodes_as_asked_for(tmp_path, monkeypatch, more):
+def test_the_command_makes_a_model_that_decodes_in_our_way(tmp_path, monkeypatch):
     weights = STORED / "weights.pth"
-    command = ["export", str(weights), "--name", "x", "--version", "1", "--store", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", [*command, *more])
+    monkeypatch.setattr("sys.argv", ["export", str(weights), "--name", "x", "--version", "1", "--store", str(tmp_path)])
     export_main()
-    assert load_model(tmp_path / "x/1").description.heatmap.quarter_shift == bool(more)
+    assert decoder_of(PoseModel.load(tmp_path / "x/1")) == OURS
     given, kept = (read_lpn(file).state_dict() for file in (weights, tmp_path / "x/1/weights.pth"))
     torch.testing.assert_close(kept, given, rtol=0, atol=0)
 
@@ -131,7 +130,7 @@ def test_denormal_weights_are_flushed(tmp_path):
     # A dead channel of the authors' float32: no denormal itself, but the folded product with its normalisation is one.
     weights["layer1.1.conv1.weight"][0] = 1e-30
     weights["layer1.1.bn1.weight"][0] = 1e-10
-    folder = export(weights, tmp_path, "tiny", "1", quarter_shift=False)
+    folder = export(weights, tmp_path, "tiny", "1", OURS)
     for constant in onnx.load(folder / "model.onnx").graph.initializer:
         values = np.abs(numpy_helper.to_array(constant).astype(np.float64))
         assert not ((values > 0) & (values < np.finfo(np.float32).tiny)).any()

@@ -52,8 +52,9 @@ def test_the_highest_cell_is_found_and_the_first_of_equal_ones():
     assert heatmap.argmax(maps).tolist() == [[[2, 3], [3, 1], [0, 0]]]
 
 
-def test_an_empty_batch_gives_no_keypoints():
-    assert heatmap.decode(np.zeros((0, 17, 64, 48), np.float32), 160.0, True).shape == (0, 17, 3)
+@pytest.mark.parametrize("window", [None, 9])
+def test_an_empty_batch_gives_no_keypoints(window):
+    assert heatmap.decode(np.zeros((0, 17, 64, 48), np.float32), 160.0, True, window).shape == (0, 17, 3)
 
 
 def test_a_heatmap_without_any_peak_gives_the_middle_and_its_low_score():
@@ -65,6 +66,33 @@ def _peaks(*places, height=1.0):
     """One heatmap [1, 1, 64, 48] with peaks of 2 cells' width at places (x, y)."""
     y, x = np.mgrid[:64, :48].astype(np.float32)
     return sum(height * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 8) for px, py in places)[None, None].astype(np.float32)
+
+
+@pytest.mark.parametrize(("x", "y"), [(20, 30), (20.5, 30.25), (19.6, 30.9), (3, 60.5)])
+def test_places_between_cells_are_found_in_a_window(x, y):
+    found = heatmap.decode(_peaks((x, y)), 15.0, False, 9)
+    np.testing.assert_allclose(found[0, 0, :2], [x, y], atol=0.06)
+
+
+def test_what_lies_outside_the_window_does_not_count():
+    one, two = _peaks((20, 30)), np.maximum(_peaks((20, 30)), _peaks((20, 36), height=0.99))
+    assert np.abs(heatmap.soft_argmax(two, 15.0) - [20, 30]).max() > 2
+    np.testing.assert_allclose(
+        heatmap.soft_argmax_in_window(two, 15.0, 5), heatmap.soft_argmax_in_window(one, 15.0, 5), atol=0.02
+    )
+
+
+@pytest.mark.parametrize("beta", [15.0, 160.0])
+def test_a_window_as_large_as_the_map_is_the_map(parity, beta):
+    everywhere = heatmap.soft_argmax_in_window(parity["heatmaps"], beta, 127)
+    np.testing.assert_allclose(everywhere, heatmap.soft_argmax(parity["heatmaps"], beta), atol=1e-3)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (47, 0), (0, 63), (47, 63)])
+def test_a_window_ends_where_the_map_does(corner):
+    maps = np.full((1, 1, 64, 48), -1, np.float32)
+    maps[0, 0, corner[1], corner[0]] = 1
+    np.testing.assert_allclose(heatmap.soft_argmax_in_window(maps, 15.0, 9), [[corner]], atol=1e-5)
 
 
 def test_one_peak_spreads_by_its_width_and_two_by_their_distance():
