@@ -32,7 +32,7 @@ Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
-_LARGE = 1_000_000  # pixels; smaller pictures are decoded in a few milliseconds, and cut as the reference cuts
+_LARGE = 640 * 640  # pixels; COCO's photos, which are not larger, are cut as the reference cuts them
 _KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB …
 _KEPT_PICTURES = 100  # … while no more crops and pictures than that are in the queue
 

@@ -64,13 +64,15 @@ def test_a_request_of_one_picture_does_not_wait_for_all_of_another(t_pose, monke
 @pytest.mark.parametrize(
     ("enlarged", "boxes", "reductions"),
     [
-        (1, BOX, [1]),  # not large
+        (0.5, BOX * 0.5, [1]),  # not large
+        (1, BOX, [2]),
+        (1, None, [2]),  # cut out of what the detector sees
         (4, BOX * 4, [8]),
         (4, BOX * 2, [4]),
         (4, BOX * [1, 1, 0.5, 0.5], [1]),
         (4, np.concatenate([BOX * 4, BOX * 2]), [4]),  # who needs most decides
         (4, np.zeros((0, 4)), [8]),  # nobody
-        (4, None, [8]),  # cut out of what the detector sees
+        (4, None, [8]),
     ],
 )
 def test_a_large_photo_is_decoded_as_small_as_its_people_allow(t_pose, monkeypatch, enlarged, boxes, reductions):
