@@ -94,6 +94,25 @@ def test_a_large_photo_is_decoded_as_small_as_its_people_allow(t_pose, monkeypat
     drive(work)
 
 
+def test_a_large_photo_of_somebody_small_is_decoded_again_for_the_crop(t_pose, monkeypatch):
+    pixels = cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR)
+    photo = cv2.imencode(".jpg", cv2.copyMakeBorder(pixels, 1080, 1080, 1620, 1620, cv2.BORDER_CONSTANT, value=(90,) * 3))
+    decode, asked = image.decode, []
+
+    def seen(data: bytes, most: int, reduction: int = 1) -> np.ndarray:
+        asked.append(reduction)
+        return decode(data, most, reduction)
+
+    async def work(pipeline: Pipeline) -> None:
+        monkeypatch.setattr(image, "decode", seen)
+        searched = replace(task([photo[1].tobytes()]), boxes=[None], max_people=1)
+        (people,) = (await pipeline.estimate(searched)).people
+        assert asked == [8, 2]
+        assert np.abs(people.boxes[0, 1::2] - [BOX[0, 1] + 1080, BOX[0, 3]]).max() < 100  # top and height
+
+    drive(work)
+
+
 def test_the_wait_before_a_picture_is_drawn_is_told_as_queue(t_pose):
     def draw_slowly(*_: object) -> bytes:
         time.sleep(1)
