@@ -56,6 +56,23 @@ def test_a_larger_picture_enlarges_the_keypoints(client, pixels):
     assert np.abs(after[sure, :2] / 1.5 - before[sure, :2]).max() < W * 1.25 / 48
 
 
+@pytest.mark.parametrize("sides", [(4320, 2880), (4319, 2879)])  # decoded eight times smaller, and whole
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_photo_has_the_keypoints_of_the_small_one(client, pixels, sides, orientation):
+    large = Image.fromarray(cv2.resize(pixels, None, fx=4, fy=4)[: sides[1], : sides[0], ::-1])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with io.BytesIO() as file:
+        stored = large.transpose(Image.Transpose.ROTATE_90) if orientation == 6 else large
+        stored.save(file, "JPEG", exif=exif, quality=95)
+        after = joints(client, file.getvalue(), (4 * X + 1.5, 4 * Y + 1.5, 4 * W, 4 * H))
+    before = joints(client, pixels, BOX)
+    sure = before[:, 2] > SURE
+    apart = (after[sure, :2] - 1.5) / 4 - before[sure, :2]
+    assert np.abs(np.median(apart, axis=0)).max() < 0.5  # a picture that is off by half of eight pixels is off by more
+    assert np.abs(apart).max() < W * 1.25 / 48
+
+
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_a_picture_turned_by_exif_is_the_same_picture(client, pixels, orientation):
     upright = Image.fromarray(pixels[..., ::-1])

@@ -46,11 +46,10 @@ def test_a_photo_alone_is_enough(client, t_pose):
 def test_found_people_have_the_joints_of_given_boxes(client, t_pose):
     best = find(client, t_pose)[0]
     (given,) = find(client, t_pose, boxes=",".join(map(str, best["bbox"])))
-    # Boxes are answered rounded; a joint between two cells, which in int8 are often equal, may take the quarter shift to the
-    # other side.
+    # Boxes are answered rounded: a crop's values differ by a level here and there, and int8 makes more of it.
     apart = np.abs(np.subtract(best["keypoints"], given["keypoints"])).reshape(17, 3).max(axis=1)
-    assert np.median(apart) < 0.5
-    assert apart.max() < best["bbox"][3] / 64
+    assert np.median(apart) < 1
+    assert apart.max() < best["bbox"][3] / 128  # half a cell
     assert best["score"] == pytest.approx(given["score"] * best["bbox_score"], abs=0.01)
 
 
