@@ -18,7 +18,7 @@ from app.inference.session import take_one_thread_each
 from app.vision import heatmap
 from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import read_pictures
-from training.estimators import decoder_of
+from training.estimators import cut, decoder_of
 from training.evaluate import dev_sets, labelled_people
 from training.files import DataError, write_whole
 from training.plots import reliability_plot
@@ -53,7 +53,7 @@ def labelled_joints(model: PoseModel, annotation_file: Path) -> Joints:
         people, boxes = labelled_people(picture)
         if not people:
             continue
-        crops = model.cut(picture.pixels(), boxes)
+        crops = cut(model, picture, boxes)
         maps = np.concatenate([model.heatmaps(crops.pixels[i : i + _BATCH]) for i in range(0, len(boxes), _BATCH)])
         cells = decoder_of(model)(maps)
         labels = np.array([person["keypoints"] for person in people], np.float64).reshape(len(people), -1, 3)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from app.inference.session import usable_cores
 from app.vision import box
+from app.vision.image import FLAGS
 from training.cache import Pictures, cached
 from training.files import DataError
 from training.keypoints import NAMES
@@ -41,19 +42,21 @@ class Picture:
     annotations: list[dict[str, Any]]
     data: bytes
 
-    def pixels(self) -> npt.NDArray[np.uint8]:
-        """The pixels [H, W, 3] (BGR); EXIF orientation is ignored, as COCO's labels do. Raises DataError.
+    def pixels(self, reduction: int = 1) -> npt.NDArray[np.uint8]:
+        """The pixels [H, W, 3] (BGR), each side `reduction` times smaller, which divides both. EXIF orientation is ignored,
+        as COCO's labels do. Raises DataError.
 
         A picture of another size than the JSON file says was labelled in other pixels, those of the turned picture perhaps.
         """
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
         try:
             pixels = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags) if self.data else None
         except cv2.error:  # a header of very many pixels
             pixels = None
         if pixels is None:
             raise DataError(f"{self.image['file_name']} is not a picture that OpenCV reads")
-        size, labelled = pixels.shape[1::-1], (self.image["width"], self.image["height"])
+        size = (pixels.shape[1] * reduction, pixels.shape[0] * reduction)
+        labelled = (self.image["width"], self.image["height"])
         if size != labelled:
             raise DataError(
                 f"{self.image['file_name']} has {size[0]} × {size[1]} pixels before any turn by EXIF; its labels are for "

@@ -7,8 +7,8 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from app.inference.pose import PoseModel
-from app.vision import heatmap
+from app.inference.pose import Crops, PoseModel
+from app.vision import heatmap, image
 from training.data import Picture
 from training.decoders import Decoder
 from training.files import DataError
@@ -29,6 +29,15 @@ def decoder_of(model: PoseModel) -> Decoder:
     return Decoder(shape.beta, shape.quarter_shift, shape.window)
 
 
+def cut(model: PoseModel, picture: Picture, boxes: Float64) -> Crops:
+    """The crops of people at boxes [N, 4], from as few pixels as the service decodes for them. Raises DataError."""
+    try:
+        reduction = image.crop_reduction(image.read_header(picture.data), model.most_reduction(boxes))
+    except image.InvalidImage:
+        reduction = 1  # a format that OpenCV may read all the same
+    return model.cut(picture.pixels(reduction), boxes, reduction)
+
+
 def local_estimator(model: PoseModel, decoders: Sequence[Decoder], flip_tests: Sequence[bool]) -> Estimator:
     """The model itself: one run of the network on the crops, and one on the mirrored ones, for all ways of decoding.
 
@@ -36,7 +45,7 @@ def local_estimator(model: PoseModel, decoders: Sequence[Decoder], flip_tests: S
     """
 
     def estimate(picture: Picture, boxes: Float64) -> dict[str, Float64]:
-        crops = model.cut(picture.pixels(), boxes)
+        crops = cut(model, picture, boxes)
         found: dict[str, list[Float32]] = {}
         for start in range(0, len(boxes), _BATCH):
             pixels = crops.pixels[start : start + _BATCH]

@@ -15,6 +15,7 @@ from app.inference.session import take_one_thread_each
 from app.vision import drawing
 from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import read_pictures
+from training.estimators import cut
 from training.evaluate import labelled_people
 from training.files import DataError, write_whole
 from training.oks import joint_similarities
@@ -49,7 +50,7 @@ def people_of(model: PoseModel, annotation_file: Path, image_folder: Path | None
         people, boxes = labelled_people(picture)
         if not people:
             continue
-        crops = model.cut(picture.pixels(), boxes)
+        crops = cut(model, picture, boxes)
         cells = model.plain.run(crops.pixels).values[..., :3]
         stride = crops.pixels.shape[1] / model.description.heatmap.height
         on_crops = np.concatenate([cells[..., :2] * stride, cells[..., 2:]], axis=2).astype(np.float64)

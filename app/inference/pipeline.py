@@ -32,7 +32,6 @@ Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
-_LARGE = 640 * 640  # pixels; COCO's photos, which are not larger, are cut as the reference cuts them
 _KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB …
 _KEPT_PICTURES = 100  # … while no more crops and pictures than that are in the queue
 
@@ -316,7 +315,7 @@ class Pipeline:
         try:
             header = image.read_header(task.pictures[number])
             reduction = image.reduction(header, max(header.width, header.height) / detector.side)
-            picture = image.decode(task.pictures[number], self._settings.max_image_pixels, reduction)
+            picture = image.decode(task.pictures[number], self._settings.max_image_pixels, reduction, header)
         except (image.InvalidImage, image.ImageTooLarge) as error:
             raise PictureError(number) from error
         decoded = time.perf_counter()
@@ -349,11 +348,10 @@ class Pipeline:
     def _for_crops(self, data: bytes, most: float, found: _Found | None) -> tuple[UInt8, int]:
         """A picture's pixels and their reduction, which is `most` at most. Raises InvalidImage and ImageTooLarge."""
         header = image.read_header(data)
-        large = header.width * header.height > _LARGE
-        reduction = image.even_reduction(header, most) if large else 1
+        reduction = image.crop_reduction(header, most)
         if found is not None and found.picture is not None and found.reduction <= reduction:
             return found.picture, found.reduction
-        return image.decode(data, self._settings.max_image_pixels, reduction), reduction
+        return image.decode(data, self._settings.max_image_pixels, reduction, header), reduction
 
     async def _warm_up(self, description: ModelDescription | DetectorDescription, *networks: Network) -> float:
         """Run every batch size of a model's networks; the seconds a crop of the first's quickest."""

@@ -23,7 +23,8 @@ _JPEG_SEGMENTS = 5_000  # may be empty, and are looked at one by one; a large co
 _PNG_CHUNKS = 100_000  # the same; encoders that write 8 KB in each fill 32 MiB with 4,000
 _TIFF_TILE_PIXELS = 2**20  # of a tile, or four times the picture's: a decoder makes room for whole tiles
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
-_REDUCED = {
+_LARGE = 640 * 640  # pixels
+FLAGS = {  # of OpenCV, to decode each side that many times smaller
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
@@ -67,14 +68,14 @@ def read_header(data: bytes) -> Header:
     raise InvalidImage(f"is not a {FORMATS} file")
 
 
-def decode(data: bytes, max_pixels: int, reduction: int = 1) -> UInt8:
+def decode(data: bytes, max_pixels: int, reduction: int = 1, header: Header | None = None) -> UInt8:
     """A picture file → its upright pixels [H, W, 3], 8-bit BGR; the first frame of an animation; alpha is left out
     (a TIFF's is blended onto black). `reduction` (1, 2, 4, 8): each side that many times smaller, which a JPEG gives cheaply:
-    its pixels are the means of squares of the whole picture's.
+    its pixels are the means of squares of the whole picture's. `header` is the file's where it was read already.
 
     Raises InvalidImage, and ImageTooLarge from the header alone.
     """
-    header = read_header(data)
+    header = header or read_header(data)
     if header.width * header.height > max_pixels or max(header.width, header.height) > _MAX_SIDE:
         raise ImageTooLarge(
             f"has {header.width} × {header.height} = {header.width * header.height:,} pixels; at most {max_pixels:,} "
@@ -83,7 +84,7 @@ def decode(data: bytes, max_pixels: int, reduction: int = 1) -> UInt8:
     if header.format == "PNG":
         _check_png_data(data, header)
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction])
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS[reduction])
     except cv2.error:
         picture = None
     if picture is None:
@@ -99,10 +100,11 @@ def reduction(header: Header, most: float) -> int:
     return next((times for times in (8, 4, 2) if times <= most), 1) if header.format == "JPEG" else 1
 
 
-def even_reduction(header: Header, most: float) -> int:
-    """As `reduction`, and both sides are multiples of it: every pixel stands for a whole square, also of a turned picture."""
-    times = reduction(header, most)
-    return math.gcd(times, header.width, header.height)
+def crop_reduction(header: Header, most: float) -> int:
+    """As `reduction`, for crops: 1 up to 640 × 640 pixels, so that COCO's photos are cut as the reference cuts them, and both
+    sides are multiples of it, so that every pixel stands for a whole square, also of a turned picture."""
+    large = header.width * header.height > _LARGE
+    return math.gcd(reduction(header, most), header.width, header.height) if large else 1
 
 
 def _measure_jpeg(data: bytes) -> tuple[int, int]:

@@ -41,10 +41,10 @@ def task(pictures: list[bytes], seconds: float = 30, draw: Any = None) -> PoseTa
 def test_a_request_of_one_picture_does_not_wait_for_all_of_another(t_pose, monkeypatch):
     decode, decoded, both_came = image.decode, [], threading.Event()
 
-    def held(data: bytes, *limits: int) -> np.ndarray:
+    def held(data: bytes, *how: Any) -> np.ndarray:
         decoded.append(data)
         assert both_came.wait(20)
-        return decode(data, *limits)
+        return decode(data, *how)
 
     alone = t_pose + b"another file of the same picture"
 
@@ -61,6 +61,19 @@ def test_a_request_of_one_picture_does_not_wait_for_all_of_another(t_pose, monke
     drive(work)
 
 
+@pytest.fixture
+def reductions_asked(monkeypatch) -> list[int]:
+    """How many times smaller pictures were decoded, one by one."""
+    decode, asked = image.decode, []
+
+    def seen(data: bytes, most: int, reduction: int = 1, *header: image.Header) -> np.ndarray:
+        asked.append(reduction)
+        return decode(data, most, reduction, *header)
+
+    monkeypatch.setattr(image, "decode", seen)
+    return asked
+
+
 @pytest.mark.parametrize(
     ("enlarged", "boxes", "reductions"),
     [
@@ -75,39 +88,29 @@ def test_a_request_of_one_picture_does_not_wait_for_all_of_another(t_pose, monke
         (4, None, [8]),
     ],
 )
-def test_a_large_photo_is_decoded_as_small_as_its_people_allow(t_pose, monkeypatch, enlarged, boxes, reductions):
+def test_a_large_photo_is_decoded_as_small_as_its_people_allow(t_pose, reductions_asked, enlarged, boxes, reductions):
     pixels = cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR)
     photo = cv2.imencode(".jpg", cv2.resize(pixels, None, fx=enlarged, fy=enlarged))[1].tobytes()
-    decode, asked = image.decode, []
-
-    def seen(data: bytes, most: int, reduction: int = 1) -> np.ndarray:
-        asked.append(reduction)
-        return decode(data, most, reduction)
 
     async def work(pipeline: Pipeline) -> None:
-        monkeypatch.setattr(image, "decode", seen)
+        reductions_asked.clear()  # of the models' own test pictures
         (people,) = (await pipeline.estimate(replace(task([photo]), boxes=[boxes], max_people=1))).people
-        assert asked == reductions
+        assert reductions_asked == reductions
         assert (people.height, people.width) == (pixels.shape[0] * enlarged, pixels.shape[1] * enlarged)
         assert len(people.boxes) == (1 if boxes is None else len(boxes))
 
     drive(work)
 
 
-def test_a_large_photo_of_somebody_small_is_decoded_again_for_the_crop(t_pose, monkeypatch):
+def test_a_large_photo_of_somebody_small_is_decoded_again_for_the_crop(t_pose, reductions_asked):
     pixels = cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR)
     photo = cv2.imencode(".jpg", cv2.copyMakeBorder(pixels, 1080, 1080, 1620, 1620, cv2.BORDER_CONSTANT, value=(90,) * 3))
-    decode, asked = image.decode, []
-
-    def seen(data: bytes, most: int, reduction: int = 1) -> np.ndarray:
-        asked.append(reduction)
-        return decode(data, most, reduction)
 
     async def work(pipeline: Pipeline) -> None:
-        monkeypatch.setattr(image, "decode", seen)
+        reductions_asked.clear()  # of the models' own test pictures
         searched = replace(task([photo[1].tobytes()]), boxes=[None], max_people=1)
         (people,) = (await pipeline.estimate(searched)).people
-        assert asked == [8, 2]
+        assert reductions_asked == [8, 2]
         assert np.abs(people.boxes[0, 1::2] - [BOX[0, 1] + 1080, BOX[0, 3]]).max() < 100  # top and height
 
     drive(work)

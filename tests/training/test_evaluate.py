@@ -191,6 +191,17 @@ def test_the_service_finds_what_the_stored_model_finds(service, flip_test, orien
     np.testing.assert_allclose(served[..., 2], local[..., 2], rtol=0, atol=0.000051)  # four
 
 
+def test_a_large_photo_gives_the_same_through_the_service(service):
+    file = io.BytesIO()
+    Image.open(REFERENCE / "astronaut_384.png").convert("RGB").resize((1152, 1152)).save(file, "JPEG")
+    picture = Picture({"file_name": "1.jpg", "width": 1152, "height": 1152}, [], file.getvalue())
+    boxes = np.array([[180.75, 30.0, 747.0, 1077.0], [-60.0, 91.5, 540.0, 900.0]])  # decoded four times smaller
+    model = PoseModel.load(STORED)
+    ((_, local),) = local_estimator(model, [decoder_of(model)], [False])(picture, boxes).items()
+    ((_, served),) = server_estimator(service.client, "lpn50", [False])(picture, boxes).items()
+    np.testing.assert_allclose(served[..., :2], local[..., :2], rtol=0, atol=0.0051)
+
+
 def test_figures_are_recorded_in_model_toml_beside_those_of_other_sets(tmp_path):
     file = tmp_path / "model.toml"
     file.write_text('name = "x"\n\n[accuracy."old"]\nap = 0.1\n\n[accuracy."coco, flip test"]\nap = 0.2\n')

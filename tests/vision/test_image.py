@@ -422,16 +422,17 @@ def test_faulty_boxes_make_nothing_smaller():
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "times"), [(4032, 3024, 8), (4000, 2250, 2), (2004, 3008, 4), (3001, 2000, 1), (3000, 2001, 1)]
+    ("width", "height", "times"),
+    [(4032, 3024, 8), (4000, 2250, 2), (2004, 3008, 4), (3001, 2000, 1), (3000, 2001, 1), (648, 640, 8), (640, 640, 1)],
 )
-def test_an_even_reduction_divides_both_sides(width, height, times):
-    assert image.even_reduction(image.Header("JPEG", width, height), 9) == times
-    assert image.even_reduction(image.Header("JPEG", width, height), 3) == min(times, 2)
+def test_for_crops_a_large_photo_is_reduced_by_what_divides_both_sides(width, height, times):
+    assert image.crop_reduction(image.Header("JPEG", width, height), 9) == times
+    assert image.crop_reduction(image.Header("JPEG", width, height), 3) == min(times, 2)
 
 
 def test_other_formats_are_decoded_whole():
-    data = cv2.imencode(".png", np.zeros((32, 4000, 3), np.uint8))[1].tobytes()
-    assert image.reduction(image.read_header(data), 8) == image.even_reduction(image.read_header(data), 8) == 1
+    data = cv2.imencode(".png", np.zeros((320, 4000, 3), np.uint8))[1].tobytes()
+    assert image.reduction(image.read_header(data), 8) == image.crop_reduction(image.read_header(data), 8) == 1
 
 
 def test_a_turned_jpeg_is_upright_when_decoded_smaller():
