@@ -43,8 +43,8 @@ class Picture:
     data: bytes
 
     def pixels(self, reduction: int = 1) -> npt.NDArray[np.uint8]:
-        """The pixels [H, W, 3] (BGR), each side `reduction` times smaller, which divides both. EXIF orientation is ignored,
-        as COCO's labels do. Raises DataError.
+        """The pixels [H, W, 3] (BGR), each side `reduction` times smaller. EXIF orientation is ignored, as COCO's labels do.
+        Raises DataError.
 
         A picture of another size than the JSON file says was labelled in other pixels, those of the turned picture perhaps.
         """
@@ -55,12 +55,12 @@ class Picture:
             pixels = None
         if pixels is None:
             raise DataError(f"{self.image['file_name']} is not a picture that OpenCV reads")
-        size = (pixels.shape[1] * reduction, pixels.shape[0] * reduction)
+        height, width = pixels.shape[:2]
         labelled = (self.image["width"], self.image["height"])
-        if size != labelled:
+        if (width, height) != tuple(-(-side // reduction) for side in labelled):
             raise DataError(
-                f"{self.image['file_name']} has {size[0]} × {size[1]} pixels before any turn by EXIF; its labels are for "
-                f"{labelled[0]} × {labelled[1]}"
+                f"{self.image['file_name']} has {width * reduction} × {height * reduction} pixels before any turn by EXIF; "
+                f"its labels are for {labelled[0]} × {labelled[1]}"
             )
         return np.asarray(pixels, np.uint8)
 

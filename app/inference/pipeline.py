@@ -96,6 +96,7 @@ class Outcome:
 class _Overview:
     """A picture for the detector, decoded `reduction` times smaller; `picture` is its pixels where they are kept."""
 
+    header: image.Header
     letterbox: Letterbox
     picture: UInt8 | None
     reduction: int
@@ -106,10 +107,11 @@ class _Overview:
 @dataclass(frozen=True, slots=True)
 class _Found:
     """The people [N, 5] (x1, y1, x2, y2, score) that the detector found in a letterbox of that gain, and the overview's
-    kept picture and its reduction."""
+    header, kept picture and its reduction."""
 
     people: Float32
     gain: float
+    header: image.Header
     picture: UInt8 | None
     reduction: int
 
@@ -279,7 +281,9 @@ class Pipeline:
             "detect": sum(o.letterbox_seconds for o in overviews) + ticket.infer_seconds + ticket.keypoint_seconds,
             "queue": wait + ticket.queue_seconds,
         }
-        found = [_Found(p, o.letterbox.gain, o.picture, o.reduction) for p, o in zip(people, overviews, strict=True)]
+        found = [
+            _Found(p, o.letterbox.gain, o.header, o.picture, o.reduction) for p, o in zip(people, overviews, strict=True)
+        ]
         return dict(zip(numbers, found, strict=True)), seconds
 
     async def _on_picture_threads(self, work: Callable[[int], T], numbers: Sequence[int]) -> tuple[list[T], float]:
@@ -322,7 +326,7 @@ class Pipeline:
         letterbox = detector.letterbox(picture, reduction)
         small = picture.shape[0] * picture.shape[1] <= _KEPT_PIXELS
         kept = picture if small and self.scheduler.admitted <= _KEPT_PICTURES else None
-        return _Overview(letterbox, kept, reduction, decoded - started, time.perf_counter() - decoded)
+        return _Overview(header, letterbox, kept, reduction, decoded - started, time.perf_counter() - decoded)
 
     def _prepare(self, task: PoseTask, number: int, model: PoseModel, found: _Found | None) -> _Prepared:
         """Decode picture `number` and cut out its people, boxed or found; on a picture thread."""
@@ -331,8 +335,7 @@ class Pipeline:
         if boxes is None:
             raise AssertionError("a picture without boxes was not searched")
         try:
-            picture, reduction = self._for_crops(task.pictures[number], model.most_reduction(boxes), found)
-            height, width = (side * reduction for side in picture.shape[:2])
+            picture, reduction, (width, height) = self._for_crops(task.pictures[number], model.most_reduction(boxes), found)
             if found is None:
                 box.check_boxes(boxes, width, height)
         except (image.InvalidImage, image.ImageTooLarge, box.InvalidBox) as error:
@@ -345,13 +348,18 @@ class Pipeline:
         cut = time.perf_counter()
         return _Prepared(width, height, boxes, scores, found is not None, crops, decoded - started, cut - decoded)
 
-    def _for_crops(self, data: bytes, most: float, found: _Found | None) -> tuple[UInt8, int]:
-        """A picture's pixels and their reduction, which is `most` at most. Raises InvalidImage and ImageTooLarge."""
-        header = image.read_header(data)
+    def _for_crops(self, data: bytes, most: float, found: _Found | None) -> tuple[UInt8, int, tuple[int, int]]:
+        """A picture's pixels, their reduction, which is `most` at most, and the whole picture's width and height.
+
+        Raises InvalidImage and ImageTooLarge.
+        """
+        header = found.header if found else image.read_header(data)
         reduction = image.crop_reduction(header, most)
         if found is not None and found.picture is not None and found.reduction <= reduction:
-            return found.picture, found.reduction
-        return image.decode(data, self._settings.max_image_pixels, reduction, header), reduction
+            picture, reduction = found.picture, found.reduction
+        else:
+            picture = image.decode(data, self._settings.max_image_pixels, reduction, header)
+        return picture, reduction, image.upright_size(picture, header, reduction)
 
     async def _warm_up(self, description: ModelDescription | DetectorDescription, *networks: Network) -> float:
         """Run every batch size of a model's networks; the seconds a crop of the first's quickest."""

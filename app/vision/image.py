@@ -45,11 +45,12 @@ class ImageTooLarge(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A picture's format and stored size in pixels (before any turn by EXIF)."""
+    """A picture's format, its stored size in pixels (before any turn by EXIF), and whether it may carry EXIF."""
 
     format: str
     width: int
     height: int
+    exif: bool = True
 
 
 def read_header(data: bytes) -> Header:
@@ -59,12 +60,12 @@ def read_header(data: bytes) -> Header:
     for magic, format_, measure in _READERS:
         if data.startswith(magic) and (format_ != "WebP" or data[8:12] == b"WEBP"):
             try:
-                width, height = measure(data)
+                header = measure(data)
             except (struct.error, IndexError, ValueError) as error:
                 raise InvalidImage(f"is a {format_} file that ends early") from error
-            if width < 1 or height < 1:
-                raise InvalidImage(f"is a {format_} file of {width} × {height} pixels")
-            return Header(format_, width, height)
+            if header.width < 1 or header.height < 1:
+                raise InvalidImage(f"is a {format_} file of {header.width} × {header.height} pixels")
+            return header
     raise InvalidImage(f"is not a {FORMATS} file")
 
 
@@ -101,24 +102,32 @@ def reduction(header: Header, most: float) -> int:
 
 
 def crop_reduction(header: Header, most: float) -> int:
-    """As `reduction`, for crops: 1 up to 640 × 640 pixels, so that COCO's photos are cut as the reference cuts them, and both
-    sides are multiples of it, so that every pixel stands for a whole square, also of a turned picture."""
-    large = header.width * header.height > _LARGE
-    return math.gcd(reduction(header, most), header.width, header.height) if large else 1
+    """As `reduction`, for crops: 1 up to 640 × 640 pixels, so that COCO's photos are cut as the reference cuts them. It
+    divides both sides of a picture that EXIF may turn: what is left over at the end would come first."""
+    if header.width * header.height <= _LARGE:
+        return 1
+    times = reduction(header, most)
+    return math.gcd(times, header.width, header.height) if header.exif else times
 
 
-def _measure_jpeg(data: bytes) -> tuple[int, int]:
-    """Width and height from the frame header, once every scan up to the end-of-image marker is there.
+def upright_size(picture: UInt8, header: Header, times: int) -> tuple[int, int]:
+    """Width and height of the whole upright picture of which `picture` was decoded, smaller by a `crop_reduction`."""
+    height, width = picture.shape[:2]
+    return (width * times, height * times) if header.exif else (header.width, header.height)
+
+
+def _measure_jpeg(data: bytes) -> Header:
+    """The size from the frame header, once every scan up to the end-of-image marker is there.
 
     OpenCV paints what is missing of a truncated JPEG grey.
     """
     size: tuple[int, int] | None = None
-    scans, segments = 0, 0
+    scans, segments, exif = 0, 0, False
     position = 2
     while found := _JPEG_MARKER.search(data, position):
         marker, position = data[found.end() - 1], found.end()
         if marker == 0xD9 and size is not None and scans:
-            return size
+            return Header("JPEG", *size, exif)
         if marker in (0xD8, 0xD9):
             raise InvalidImage("is a JPEG file without a whole picture")
         segments += 1
@@ -130,6 +139,7 @@ def _measure_jpeg(data: bytes) -> tuple[int, int]:
             if size is not None:
                 raise InvalidImage("is a JPEG file with two frame headers")
             size = (width, height)
+        exif |= marker == 0xE1  # or XMP: OpenCV looks into any APP1
         scans += marker == 0xDA
         if scans > _JPEG_SCANS:
             raise InvalidImage(f"is a JPEG file of more than {_JPEG_SCANS} scans")
@@ -137,8 +147,8 @@ def _measure_jpeg(data: bytes) -> tuple[int, int]:
     raise InvalidImage("is a JPEG file that ends early")
 
 
-def _measure_png(data: bytes) -> tuple[int, int]:
-    """Width and height of the header chunk, once the chunks are there up to the last."""
+def _measure_png(data: bytes) -> Header:
+    """The size of the header chunk, once the chunks are there up to the last."""
     first, name, width, height = struct.unpack_from(">I4sII", data, 8)
     if (first, name) != (13, b"IHDR"):
         raise InvalidImage("is a PNG file that does not begin with its header")
@@ -149,7 +159,7 @@ def _measure_png(data: bytes) -> tuple[int, int]:
         if position > len(data):
             raise InvalidImage("is a PNG file that ends early")
         if kind == b"IEND":
-            return int(width), int(height)
+            return Header("PNG", width, height)
     raise InvalidImage(f"is a PNG file of more than {_PNG_CHUNKS:,} chunks")
 
 
@@ -178,19 +188,19 @@ def _check_png_data(data: bytes, header: Header) -> None:
         raise InvalidImage("is a PNG file with more data than its pixels need")
 
 
-def _measure_webp(data: bytes) -> tuple[int, int]:
+def _measure_webp(data: bytes) -> Header:
     (length,) = struct.unpack_from("<I", data, 4)
     if length + 8 > len(data):
         raise InvalidImage("is a WebP file that ends early")
     kind = data[12:16]
     if kind == b"VP8X":
-        return _three_bytes(data, 24) + 1, _three_bytes(data, 27) + 1
+        return Header("WebP", _three_bytes(data, 24) + 1, _three_bytes(data, 27) + 1)
     if kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        return Header("WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
-        return width & 0x3FFF, height & 0x3FFF
+        return Header("WebP", width & 0x3FFF, height & 0x3FFF)
     raise InvalidImage("is a WebP file of an unknown kind")
 
 
@@ -198,7 +208,7 @@ def _three_bytes(data: bytes, position: int) -> int:
     return data[position] | data[position + 1] << 8 | data[position + 2] << 16
 
 
-def _measure_bmp(data: bytes) -> tuple[int, int]:
+def _measure_bmp(data: bytes) -> Header:
     (start, header) = struct.unpack_from("<II", data, 10)
     if header not in _BMP_HEADERS:
         raise InvalidImage("is not a BMP file, though it begins like one")
@@ -211,10 +221,10 @@ def _measure_bmp(data: bytes) -> tuple[int, int]:
     row = (width * depth + 31) // 32 * 4
     if packed in (0, 3, 6) and start + row * height > len(data):
         raise InvalidImage("is a BMP file that ends early")
-    return width, height
+    return Header("BMP", width, height)
 
 
-def _measure_tiff(data: bytes) -> tuple[int, int]:
+def _measure_tiff(data: bytes) -> Header:
     order = "<" if data[:2] == b"II" else ">"
     (position,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, position)
@@ -227,10 +237,10 @@ def _measure_tiff(data: bytes) -> tuple[int, int]:
         raise InvalidImage(f"is a TIFF file of compression {found[259]}, which is not read")
     if found[322] * found[323] > max(_TIFF_TILE_PIXELS, 4 * found[256] * found[257]):
         raise InvalidImage(f"is a TIFF file with tiles of {found[322]} × {found[323]} pixels, far larger than it is")
-    return found[256], found[257]
+    return Header("TIFF", found[256], found[257])
 
 
-_READERS: tuple[tuple[bytes, str, Callable[[bytes], tuple[int, int]]], ...] = (
+_READERS: tuple[tuple[bytes, str, Callable[[bytes], Header]], ...] = (
     (b"\xff\xd8\xff", "JPEG", _measure_jpeg),
     (b"\x89PNG\r\n\x1a\n", "PNG", _measure_png),
     (b"RIFF", "WebP", _measure_webp),

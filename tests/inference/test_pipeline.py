@@ -102,6 +102,27 @@ def test_a_large_photo_is_decoded_as_small_as_its_people_allow(t_pose, reduction
     drive(work)
 
 
+@pytest.mark.parametrize("boxes", [BOX, None])
+def test_a_large_photo_of_any_sides_has_the_joints_of_the_whole(t_pose, reductions_asked, boxes):
+    """The smaller picture's last column and row stand for less than two of the whole's."""
+    pixels = cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR)[:-1, :-1]
+
+    async def work(pipeline: Pipeline) -> None:
+        people = []
+        for kind, reduction in ((".jpg", 2), (".png", 1)):
+            reductions_asked.clear()
+            photo = cv2.imencode(kind, pixels)[1].tobytes()
+            people += (await pipeline.estimate(replace(task([photo]), boxes=[boxes], max_people=1))).people
+            assert reductions_asked == [reduction]
+        smaller, whole = people
+        assert (smaller.width, smaller.height) == (whole.width, whole.height) == (1079, 719)
+        distances = np.hypot(*(smaller.keypoints - whole.keypoints)[0, :, :2].T)
+        assert np.median(distances) < 1
+        assert distances.max() < 5
+
+    drive(work)
+
+
 def test_a_large_photo_of_somebody_small_is_decoded_again_for_the_crop(t_pose, reductions_asked):
     pixels = cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR)
     photo = cv2.imencode(".jpg", cv2.copyMakeBorder(pixels, 1080, 1080, 1620, 1620, cv2.BORDER_CONSTANT, value=(90,) * 3))

@@ -178,7 +178,7 @@ def test_a_photo_cut_off_anywhere_is_refused(two_women):
     for length in range(0, len(two_women), 997):
         with pytest.raises(InvalidImage):
             image.read_header(two_women[:length])
-    assert image.read_header(two_women) == image.Header("JPEG", 1280, 845)
+    assert image.read_header(two_women) == image.Header("JPEG", 1280, 845, exif=False)
 
 
 def test_a_cut_off_photo_with_a_whole_one_behind_it_is_refused(two_women):
@@ -425,9 +425,40 @@ def test_faulty_boxes_make_nothing_smaller():
     ("width", "height", "times"),
     [(4032, 3024, 8), (4000, 2250, 2), (2004, 3008, 4), (3001, 2000, 1), (3000, 2001, 1), (648, 640, 8), (640, 640, 1)],
 )
-def test_for_crops_a_large_photo_is_reduced_by_what_divides_both_sides(width, height, times):
+def test_for_crops_a_large_photo_that_may_be_turned_is_reduced_by_what_divides_both_sides(width, height, times):
     assert image.crop_reduction(image.Header("JPEG", width, height), 9) == times
     assert image.crop_reduction(image.Header("JPEG", width, height), 3) == min(times, 2)
+
+
+@pytest.mark.parametrize(("width", "height", "times"), [(4001, 2667, 8), (641, 641, 8), (640, 640, 1), (639, 640, 1)])
+def test_for_crops_a_large_photo_without_exif_is_reduced_whatever_its_sides(width, height, times):
+    assert image.crop_reduction(image.Header("JPEG", width, height, exif=False), 9) == times
+    assert image.crop_reduction(image.Header("JPEG", width, height, exif=False), 3) == min(times, 2)
+
+
+def turned_by(data: bytes, orientation: int) -> bytes:
+    """The JPEG file with an EXIF segment that says so."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    segment = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+    return data[:2] + struct.pack(">2sH", b"\xff\xe1", 2 + len(segment)) + segment + data[2:]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_that_exif_turns_is_known_as_one_that_may_be(two_women, orientation):
+    turned = turned_by(two_women, orientation)
+    assert image.read_header(turned).exif
+    width, height = (845, 1280) if orientation >= 5 else (1280, 845)
+    assert image.decode(turned, MOST).shape == (height, width, 3)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(None, (1280, 845)), (1, (1280, 845)), (6, (845, 1280)), (8, (845, 1280))])
+def test_the_size_of_the_whole_upright_picture_is_known_from_a_smaller_one(two_women, orientation, size):
+    data = two_women if orientation is None else turned_by(two_women, orientation)
+    header = image.read_header(data)
+    times = image.crop_reduction(header, 4)
+    assert times == (4 if orientation is None else 1)
+    assert image.upright_size(image.decode(data, MOST, times, header), header, times) == size
 
 
 def test_other_formats_are_decoded_whole():
@@ -436,12 +467,11 @@ def test_other_formats_are_decoded_whole():
 
 
 def test_a_turned_jpeg_is_upright_when_decoded_smaller():
-    data = cv2.imencode(".jpg", np.zeros((1000, 2000, 3), np.uint8))[1].tobytes()
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned = io.BytesIO()
-    Image.open(io.BytesIO(data)).save(turned, "JPEG", exif=exif)
-    assert image.decode(turned.getvalue(), 10**7, 4).shape == (500, 250, 3)
+    turned = turned_by(cv2.imencode(".jpg", np.zeros((1000, 2000, 3), np.uint8))[1].tobytes(), 6)
+    header = image.read_header(turned)
+    picture = image.decode(turned, MOST, image.crop_reduction(header, 4))
+    assert picture.shape == (500, 250, 3)
+    assert image.upright_size(picture, header, 4) == (1000, 2000)
 
 
 def test_a_png_without_its_header_first_is_refused():
