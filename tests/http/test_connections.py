@@ -270,6 +270,22 @@ def test_a_flood_of_idle_connections_shuts_nobody_out(start_service, t_pose):
     assert service.client.get("/readyz").status_code == 200
 
 
+def test_over_the_limit_the_oldest_idle_connection_is_closed(start_service):
+    service = start_service(max_connections=3, body_timeout_s=30)
+    service.client.close()
+    with contextlib.ExitStack() as held:
+        socks = []
+        for _ in range(4):
+            sock = held.enter_context(connect(service.port))
+            sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b'"live"}'):
+                answer += sock.recv(65_536)
+            socks.append(sock)
+        assert socks[0].recv(1) == b""
+        assert select.select(socks[1:], [], [], 0.2)[0] == []
+
+
 def test_over_the_limit_connections_are_refused_while_all_are_at_work(start_service):
     service = start_service(max_connections=3, body_timeout_s=30)
     service.client.close()

@@ -102,6 +102,11 @@ def test_all_bodies_together_are_bounded(start_service):
         assert answer.json()["type"] == "/problems/invalid_image"
 
 
+def test_the_largest_body_is_taken_whatever_all_together_may_have(start_service, t_pose):
+    service = start_service(max_body_bytes=2**20, queue_bytes=1024, lanes=1)
+    assert service.client.post("/v1/pose", params={"boxes": BOX}, content=t_pose, headers=JPEG).status_code == 200
+
+
 def test_a_body_counts_until_its_request_is_answered(start_service, t_pose):
     service = start_service(max_body_bytes=2**20, queue_bytes=2**20, lanes=1)
     padded = t_pose + bytes(700_000 - len(t_pose))

@@ -1,6 +1,7 @@
 """The way of a request: requests take turns on the picture threads, and hold their room until all is done."""
 
 import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from app.inference.pipeline import Pipeline, PoseTask
+from app.inference.pipeline import PictureError, Pipeline, PoseTask
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from app.vision import image
@@ -59,6 +60,46 @@ def test_a_request_of_one_picture_does_not_wait_for_all_of_another(t_pose, monke
         assert decoded.index(alone) == 1
 
     drive(work)
+
+
+def test_once_a_picture_is_at_fault_the_others_of_its_request_are_dropped(t_pose, monkeypatch):
+    decode, decoded = image.decode, []
+
+    def counted(data: bytes, *how: Any) -> np.ndarray:
+        decoded.append(data)
+        return decode(data, *how)
+
+    async def work(pipeline: Pipeline) -> None:
+        monkeypatch.setattr(image, "decode", counted)
+        with pytest.raises(PictureError):
+            await pipeline.estimate(task([t_pose[:3000], *[t_pose] * 12]))
+        await asyncio.sleep(0.3)
+        assert len(decoded) <= 1  # the one that was begun already
+
+    drive(work)
+
+
+def test_the_capacity_is_that_of_all_lanes():
+    async def work(pipeline: Pipeline, metrics: Metrics) -> None:
+        await pipeline.start()
+        capacity = metrics.registry.get_sample_value("pose_crops_per_second_capacity", {"model": pipeline.default})
+        assert capacity == pytest.approx(2 / pipeline.scheduler.seconds_per_crop)
+        await pipeline.stop()
+
+    metrics = Metrics()
+    asyncio.run(work(Pipeline(Settings(lanes=2), metrics), metrics))
+
+
+@pytest.mark.parametrize(("asked", "chosen"), [("person-det", "2"), ("person-det/1", "1"), ("person-det/2", "2")])
+def test_a_detector_is_chosen_by_name_or_by_version(tmp_path, asked, chosen):
+    store = Settings().model_store
+    shutil.copytree(store / "lpn50/1", tmp_path / "lpn50/1")
+    for version in "12":
+        folder = shutil.copytree(store / "person-det/1", tmp_path / "person-det" / version)
+        description = folder / "model.toml"
+        description.write_text(description.read_text().replace('version = "1"', f'version = "{version}"'))
+    pipeline = Pipeline(Settings(model_store=tmp_path, detector=asked, lanes=1), Metrics())
+    assert pipeline.detector.description.id == f"person-det/{chosen}"
 
 
 @pytest.fixture

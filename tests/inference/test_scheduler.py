@@ -466,6 +466,23 @@ def test_crops_whose_callers_deadline_is_the_same_are_dropped_by_the_deadline():
     assert value(metrics, "pose_dropped_crops_total", reason="disconnect") == 0
 
 
+def test_a_large_batch_may_take_longer_than_a_small_one(monkeypatch):
+    monkeypatch.setattr(scheduler, "_STALLED_SECONDS", 0.05)
+    monkeypatch.setattr(scheduler, "_STALLED_TIMES", 1)
+    monkeypatch.setattr(scheduler, "_TEND_SECONDS", 0.01)
+
+    async def work(s: Scheduler) -> None:
+        s.seconds_per_crop = 0.2
+        gate = Gate()
+        job = asyncio.create_task(s.run(gate.network, crops(1, 2, 3, 4), soon()))
+        await asyncio.sleep(0.4)
+        gate.opened.set()
+        await job
+        assert gate.batches == [[1, 2, 3, 4]]
+
+    assert value(drive(work), "pose_inference_workers_replaced_total") == 0
+
+
 def test_a_slow_network_is_not_taken_for_one_that_stands_still(monkeypatch):
     monkeypatch.setattr(scheduler, "_STALLED_SECONDS", 0.05)
     monkeypatch.setattr(scheduler, "_TEND_SECONDS", 0.01)

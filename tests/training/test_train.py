@@ -20,7 +20,7 @@ from training.augment import Augmentation, augmented_batch
 from training.config import Config
 from training.data import cached_people
 from training.files import DataError, write_together, write_whole
-from training.loss import heatmap_loss, target_heatmaps
+from training.loss import heatmap_loss, target_heatmaps, trust_in
 from training.lpn import LPN
 from training.pixels import normalised
 from training.schedule import averaging, epoch_order, learning_rate, write_line
@@ -203,6 +203,13 @@ def test_a_run_with_every_change_on_its_device_and_a_teacher_ends_with_weights_a
     assert torch.load(tmp_path / "device/weights.pth", weights_only=True)["final_layer.bias"].abs().max() > 0
     assert (tmp_path / "device/curves.png").read_bytes().startswith(b"\x89PNG")
     assert '"crops_per_second"' in (tmp_path / "device/log.jsonl").read_text()
+
+
+def test_a_teacher_is_trusted_as_far_as_its_heatmap_is_high():
+    heatmaps = torch.full((1, 3, 8, 6), -0.2)
+    heatmaps[0, 0, 3, 2] = 0.3
+    heatmaps[0, 1, 3, 2] = 1.2
+    torch.testing.assert_close(trust_in(heatmaps), torch.tensor([[0.3, 1.0, 0.0]]))
 
 
 def test_only_the_hardest_joints_count():

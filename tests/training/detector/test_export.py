@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from app.inference.detector import Detector
-from app.inference.model_store import load_model
+from app.inference.model_store import ModelError, load_model
 from app.inference.session import open_session
 from app.vision import detection
+from training.detector import export as exporter
 from training.detector.export import PixelsToBoxes, detector_of, export
 from training.detector.export import main as export_main
 from training.detector.network import PersonDetector
@@ -32,6 +33,18 @@ def weights():
 @pytest.fixture(scope="module")
 def folder(weights, tmp_path_factory):
     return export(weights, tmp_path_factory.mktemp("store"), "person-det", "1")
+
+
+@pytest.mark.parametrize(("moved", "told"), [((0.2, 0), "boxes"), ((0, 0.001), "scores")])
+def test_a_graph_that_computes_something_else_is_refused(weights, tmp_path, monkeypatch, moved, told):
+    class Moved(PixelsToBoxes):
+        def forward(self, letterboxes):
+            return tuple(values + by for values, by in zip(super().forward(letterboxes), moved, strict=True))
+
+    real = exporter.graph_of
+    monkeypatch.setattr(exporter, "graph_of", lambda _, *others: real(Moved(detector_of(weights)), *others))
+    with pytest.raises(ModelError, match=f"the exported graph's {told} differ from PyTorch's"):
+        export(weights, tmp_path, "person-det", "1")
 
 
 def test_the_graph_gives_pytorchs_boxes_and_scores(weights, folder):
