@@ -65,7 +65,11 @@ def test_options_say_how_many_and_how_sure(client, two_women):
     default = client.get("/v1/models").json()["models"][-1]["detection_threshold"]
     everybody = find(client, two_women, detection_threshold=0.01)
     assert min(person["bbox_score"] for person in everybody) < default
-    assert find(client, two_women, detection_threshold=0.01, max_people=1) == everybody[:1]
+    (best,) = find(client, two_women, detection_threshold=0.01, max_people=1)
+    # The same person; the joints differ a little, since the photo is decoded smaller where nobody in it is small.
+    assert (best["bbox"], best["bbox_score"]) == (everybody[0]["bbox"], everybody[0]["bbox_score"])
+    apart = np.abs(np.subtract(best["keypoints"], everybody[0]["keypoints"])).reshape(17, 3).max(axis=1)
+    assert np.median(apart) < best["bbox"][3] / 128  # half a cell
     assert all(person["bbox_score"] >= 0.3 for person in find(client, two_women, detection_threshold=0.3))
     assert find(client, two_women, detection_threshold=1) == []
 
