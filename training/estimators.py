@@ -32,10 +32,11 @@ def decoder_of(model: PoseModel) -> Decoder:
 def cut(model: PoseModel, picture: Picture, boxes: Float64) -> Crops:
     """The crops of people at boxes [N, 4], from as few pixels as the service decodes for them. Raises DataError."""
     try:
-        reduction = image.crop_reduction(image.read_header(picture.data), model.most_reduction(boxes))
+        header = image.read_header(picture.data)
+        reductions = [image.crop_reduction(header, most) for most in model.most_reductions(boxes)]
     except image.InvalidImage:
-        reduction = 1  # a format that OpenCV may read all the same
-    return model.cut(picture.pixels(reduction), boxes, reduction)
+        reductions = [1] * len(boxes)  # a format that OpenCV may read all the same
+    return model.cut_each(picture.pixels, boxes, reductions)
 
 
 def local_estimator(model: PoseModel, decoders: Sequence[Decoder], flip_tests: Sequence[bool]) -> Estimator:

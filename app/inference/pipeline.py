@@ -335,7 +335,8 @@ class Pipeline:
         if boxes is None:
             raise AssertionError("a picture without boxes was not searched")
         try:
-            picture, reduction, (width, height) = self._for_crops(task.pictures[number], model.most_reduction(boxes), found)
+            most = model.most_reductions(boxes)
+            pictures, reductions, (width, height) = self._for_crops(task.pictures[number], most, found)
             if found is None:
                 box.check_boxes(boxes, width, height)
         except (image.InvalidImage, image.ImageTooLarge, box.InvalidBox) as error:
@@ -343,23 +344,32 @@ class Pipeline:
         decoded = time.perf_counter()
         scores = np.ones(len(boxes))
         if found is not None:
-            boxes, scores = _found_boxes(found, width, height)
-        crops = model.cut(picture, boxes, reduction)
+            boxes, inside = _found_boxes(found, width, height)
+            boxes, scores = boxes[inside], found.people[inside, 4].astype(np.float64)
+            reductions = [times for times, kept in zip(reductions, inside, strict=True) if kept]
+        crops = model.cut_each(pictures.__getitem__, boxes, reductions)
         cut = time.perf_counter()
         return _Prepared(width, height, boxes, scores, found is not None, crops, decoded - started, cut - decoded)
 
-    def _for_crops(self, data: bytes, most: float, found: _Found | None) -> tuple[UInt8, int, tuple[int, int]]:
-        """A picture's pixels, their reduction, which is `most` at most, and the whole picture's width and height.
+    def _for_crops(
+        self, data: bytes, most: list[float], found: _Found | None
+    ) -> tuple[dict[int, UInt8], list[int], tuple[int, int]]:
+        """A picture's decodings by their reduction, the reduction that each person is cut from, which is its own of `most` at
+        most, and the whole picture's width and height.
 
-        Raises InvalidImage and ImageTooLarge.
+        Each one's own size decides, so that nobody's joints depend on who else is asked for. Found people are cut from what
+        the detector saw, where it suffices. Raises InvalidImage and ImageTooLarge.
         """
         header = found.header if found else image.read_header(data)
-        reduction = image.crop_reduction(header, most)
-        if found is not None and found.picture is not None and found.reduction <= reduction:
-            picture, reduction = found.picture, found.reduction
-        else:
-            picture = image.decode(data, self._settings.max_image_pixels, reduction, header)
-        return picture, reduction, image.upright_size(picture, header, reduction)
+        searched = found.reduction if found else np.inf
+        reductions = [image.crop_reduction(header, min(each, searched)) for each in most]
+        pictures = {}
+        for times in sorted(set(reductions)) or [image.crop_reduction(header, searched)]:
+            if found is not None and found.picture is not None and found.reduction == times:
+                pictures[times] = found.picture
+            else:
+                pictures[times] = image.decode(data, self._settings.max_image_pixels, times, header)
+        return pictures, reductions, image.upright_size(pictures[times], header, times)
 
     async def _warm_up(self, description: ModelDescription | DetectorDescription, *networks: Network) -> float:
         """Run every batch size of a model's networks; the seconds a crop of the first's quickest."""
@@ -400,11 +410,10 @@ def _room_for(task: PoseTask, found: Mapping[int, _Found]) -> int:
     return max(1, people + sum(len(each.people) for each in found.values())) + (task.draw is not None)
 
 
-def _found_boxes(found: _Found, width: float, height: float) -> tuple[Float64, Float64]:
-    """Boxes [N, 4] and scores [N] of found people in a picture of that size; without those in the letterbox's rim."""
+def _found_boxes(found: _Found, width: float, height: float) -> tuple[Float64, npt.NDArray[np.bool_]]:
+    """Boxes [N, 4] of found people in a picture of that size, and which of them lie on it, not in the letterbox's rim."""
     boxes = detection.to_picture(found.people[:, :4], found.gain, width, height)
-    inside = (boxes[:, 2:] >= 1).all(axis=1)
-    return boxes[inside], found.people[inside, 4].astype(np.float64)
+    return boxes, np.asarray((boxes[:, 2:] >= 1).all(axis=1))
 
 
 def _people(model: PoseModel, prepared: list[_Prepared], results: list[Float32]) -> list[People]:

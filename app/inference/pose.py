@@ -1,6 +1,7 @@
 """The pose network: a picture and boxes in, keypoints in the picture's pixels out."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +57,13 @@ class PoseModel:
         stored.check_golden(lambda crop: model.plain.run(crop[None]).values[0, :, :3], _GOLDEN_CELLS)
         return model
 
-    def most_reduction(self, boxes: npt.NDArray[np.float64]) -> float:
-        """How many times smaller a picture may be, and no crop at boxes [N, 4] enlarges it; of no use for faulty boxes."""
+    def most_reductions(self, boxes: npt.NDArray[np.float64]) -> list[float]:
+        """How many times smaller a picture may be, and the crop at each of boxes [N, 4] is not enlarged; of no use for faulty
+        boxes."""
         shape = self.description.input
         with np.errstate(all="ignore"):
             _, sizes = box.centres_and_sizes(boxes, shape.width / shape.height)
-            return float(sizes[:, 0].min(initial=np.inf) / shape.width)
+            return [float(width) for width in sizes[:, 0] / shape.width]
 
     def cut(self, picture: UInt8, boxes: npt.NDArray[np.float64], reduction: int = 1) -> Crops:
         """Crops at boxes [N, 4] (x, y, width, height) of picture [H, W, 3] (BGR), which was decoded `reduction` times smaller
@@ -74,6 +76,17 @@ class PoseModel:
             picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
         crop.cut_crops(picture, affines, pixels)
         return Crops(pixels, centres, sizes)
+
+    def cut_each(
+        self, picture_at: Callable[[int], UInt8], boxes: npt.NDArray[np.float64], reductions: Sequence[int]
+    ) -> Crops:
+        """As `cut`, from several decodings of a picture: `reductions` [N] tells for each box how many times smaller."""
+        shape = self.description.input
+        pixels = np.empty((len(boxes), shape.height, shape.width, 3), np.uint8)
+        for times in set(reductions):
+            own = np.array(reductions) == times
+            pixels[own] = self.cut(picture_at(times), boxes[own], times).pixels
+        return Crops(pixels, *box.centres_and_sizes(boxes, shape.width / shape.height))
 
     def to_picture(self, keypoints: Float32, crops: Crops) -> npt.NDArray[np.float64]:
         """Keypoints [N, K, 3 or 4] in heatmap cells → the same with x, y and the expected error in the picture's pixels."""

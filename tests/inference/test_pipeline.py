@@ -124,7 +124,7 @@ def reductions_asked(monkeypatch) -> list[int]:
         (4, BOX * 4, [8]),
         (4, BOX * 2, [4]),
         (4, BOX * [1, 1, 0.5, 0.5], [1]),
-        (4, np.concatenate([BOX * 4, BOX * 2]), [4]),  # who needs most decides
+        (4, np.concatenate([BOX * 4, BOX * 2]), [4, 8]),  # each as it needs
         (4, np.zeros((0, 4)), [8]),  # nobody
         (4, None, [8]),
     ],
