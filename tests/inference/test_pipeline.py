@@ -164,6 +164,17 @@ def test_a_large_photo_of_any_sides_has_the_joints_of_the_whole(t_pose, reductio
     drive(work)
 
 
+def test_found_people_have_the_same_joints_whether_the_detectors_picture_was_kept_or_not(two_women, monkeypatch):
+    async def work(pipeline: Pipeline) -> None:
+        people = []
+        for kept in (100, -1):  # admitted crops up to which it is
+            monkeypatch.setattr("app.inference.pipeline._KEPT_PICTURES", kept)
+            people += (await pipeline.estimate(replace(task([two_women]), boxes=[None], max_people=1))).people
+        np.testing.assert_array_equal(people[0].keypoints, people[1].keypoints)
+
+    drive(work)
+
+
 def test_a_large_photo_of_somebody_small_is_decoded_again_for_the_crop(t_pose, reductions_asked):
     pixels = cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR)
     photo = cv2.imencode(".jpg", cv2.copyMakeBorder(pixels, 1080, 1080, 1620, 1620, cv2.BORDER_CONSTANT, value=(90,) * 3))
