@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.inference.pose import Crops, PoseModel
-from app.vision import heatmap, image
+from app.vision import image
 from training.data import Picture
 from training.decoders import Decoder
 from training.files import DataError
@@ -26,7 +26,7 @@ _BATCH = 8
 def decoder_of(model: PoseModel) -> Decoder:
     """The decoder that the service uses for the model."""
     shape = model.description.heatmap
-    return Decoder(shape.beta, shape.quarter_shift, shape.window)
+    return Decoder(shape.beta, shape.quarter_shift, shape.window, shape.mirror_shift)
 
 
 def cut(model: PoseModel, picture: Picture, boxes: Float64) -> Crops:
@@ -54,8 +54,7 @@ def local_estimator(model: PoseModel, decoders: Sequence[Decoder], flip_tests: S
             for flip_test in flip_tests:
                 maps = heatmaps
                 if flip_test:
-                    mirrored = model.heatmaps(np.ascontiguousarray(pixels[:, :, ::-1]))
-                    maps = heatmap.average_with_mirrored(heatmaps, mirrored, model.description.mirror)
+                    maps = model.averaged(heatmaps, model.heatmaps(np.ascontiguousarray(pixels[:, :, ::-1])))
                 for decoder in decoders:
                     way = (decoder.name if len(decoders) > 1 else "") + (FLIPPED if flip_test else PLAIN)
                     found.setdefault(way, []).append(decoder(maps))

@@ -229,7 +229,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         else:
             model = PoseModel.load(model_folder(arguments.store, arguments.model))
             kept = decoder_of(model)
-            decoders = [kept, *(each for each in all_decoders() if each != kept)] if arguments.ablation else [kept]
+            decoders = [kept, *(each for each in all_decoders() if each.name != kept.name)] if arguments.ablation else [kept]
             estimate = local_estimator(model, decoders, flip_tests)
         found = {name: evaluate_set(*files, boxes_of, estimate, arguments.threads) for name, files in sets.items()}
     if arguments.ablation:

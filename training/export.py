@@ -181,7 +181,8 @@ threshold = {KEYPOINT_THRESHOLD}
 def _decoding(decoder: Decoder) -> str:
     """The lines of model.toml that say how the heatmaps are decoded."""
     window = [] if decoder.window is None else [f"window = {decoder.window}"]
-    return "\n".join([f"beta = {decoder.beta}", *window, f"quarter_shift = {str(decoder.quarter_shift).lower()}"])
+    shifts = [f"quarter_shift = {str(decoder.quarter_shift).lower()}", f"mirror_shift = {decoder.mirror_shift}"]
+    return "\n".join([f"beta = {decoder.beta}", *window, *shifts])
 
 
 def _golden(graph: bytes, decoder: Decoder) -> str:

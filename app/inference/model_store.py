@@ -46,6 +46,7 @@ class HeatmapTable(_Table):
     beta: Annotated[float, Field(gt=0)]
     window: Annotated[int, Field(ge=3)] | None = None  # cells about the highest; None: the whole map
     quarter_shift: bool
+    mirror_shift: Annotated[float, Field(ge=0, le=1)] = 1.0  # cells, in the flip test (heatmap.average_with_mirrored)
 
     @model_validator(mode="after")
     def _consistent(self) -> "HeatmapTable":

@@ -108,8 +108,12 @@ class PoseModel:
         """As `_run`, from the mean of the heatmaps of the crops and of the mirrored crops."""
         started = time.perf_counter()
         both = self.heatmaps(np.concatenate([crops, crops[:, :, ::-1]]))
-        heatmaps = heatmap.average_with_mirrored(both[: len(crops)], both[len(crops) :], self.description.mirror)
-        return self._decoded(heatmaps, started)
+        return self._decoded(self.averaged(both[: len(crops)], both[len(crops) :]), started)
+
+    def averaged(self, heatmaps: Float32, mirrored: Float32) -> Float32:
+        """The flip test's mean of heatmaps [N, K, H, W] of crops and of the mirrored crops."""
+        shift = self.description.heatmap.mirror_shift
+        return heatmap.average_with_mirrored(heatmaps, mirrored, self.description.mirror, shift)
 
     def heatmaps(self, crops: UInt8) -> Float32:
         """Crops [N, h, w, 3] → heatmaps [N, K, H, W]."""

@@ -113,12 +113,14 @@ def expected_errors(signs: Float32, intercepts: Float32, weights: Float32) -> Fl
     return np.asarray(np.exp(intercepts + signs @ weights))
 
 
-def average_with_mirrored(heatmaps: Float32, mirrored: Float32, pairs: npt.NDArray[np.intp]) -> Float32:
+def average_with_mirrored(heatmaps: Float32, mirrored: Float32, pairs: npt.NDArray[np.intp], shift: float) -> Float32:
     """Flip test: heatmaps [N, K, H, W] of the crops and of the mirrored crops → their mean.
 
-    `pairs` [K] holds for each joint the joint that it becomes in a mirror. The mirrored maps are moved one cell to the
-    right to align them with the others, as the reference does; column 0 stays where it was.
+    `pairs` [K] holds for each joint the joint that it becomes in a mirror. The maps, mirrored back, are moved `shift` cells
+    to the right to lie on the others; column 0 stays where it was. The reference moves them by 1. Where cells are places of
+    every fourth pixel it is 3/4: pixel x of 4W becomes 4W - 1 - x, whose cell is mirrored back to x / 4 - 3 / 4.
     """
-    back = mirrored[:, pairs, :, ::-1].copy()
-    back[..., 1:] = back[..., :-1].copy()
-    return (heatmaps + back) * np.float32(0.5)
+    back = mirrored[:, pairs, :, ::-1]
+    moved = back.copy()
+    moved[..., 1:] = np.float32(shift) * back[..., :-1] + np.float32(1 - shift) * back[..., 1:]
+    return (heatmaps + moved) * np.float32(0.5)

@@ -79,8 +79,8 @@ def test_the_imported_graph_gives_the_authors_heatmaps(imported, parity):
     plain, mirrored = model.heatmaps(crops), model.heatmaps(np.ascontiguousarray(crops[:, :, ::-1]))
     np.testing.assert_allclose(plain, parity["heatmaps"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(mirrored, parity["heatmaps_of_flipped_input"], rtol=0, atol=1e-4)
-    expected = heatmap.average_with_mirrored(parity["heatmaps"], parity["heatmaps_of_flipped_input"], MIRROR)
-    np.testing.assert_allclose(heatmap.average_with_mirrored(plain, mirrored, MIRROR), expected, rtol=0, atol=1e-4)
+    expected = heatmap.average_with_mirrored(parity["heatmaps"], parity["heatmaps_of_flipped_input"], MIRROR, 1.0)
+    np.testing.assert_allclose(heatmap.average_with_mirrored(plain, mirrored, MIRROR, 1.0), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("flip_test", [True, False])

@@ -60,7 +60,7 @@ def test_the_papers_configuration_gives_the_authors_keypoints_for_all_boxes(refe
     crops = normalised(torch.from_numpy(parity["crop_bgr_u8"]))
     with torch.inference_mode():
         plain, mirrored = reference_model(crops).numpy(), reference_model(crops.flip(3)).numpy()
-    found = heatmap.decode(heatmap.average_with_mirrored(plain, mirrored, MIRROR), 160.0, True)
+    found = heatmap.decode(heatmap.average_with_mirrored(plain, mirrored, MIRROR, 1.0), 160.0, True)
     centres, sizes = box.centres_and_sizes(parity["box_xywh"], 192 / 256)
     places = box.to_picture(found[..., :2], centres, sizes, 48, 64)
     np.testing.assert_allclose(places, parity["all_preds"][..., :2], rtol=0, atol=0.01)

@@ -22,7 +22,7 @@ def test_keypoints_are_the_references(parity, kind, shift):
     boxes = parity["heatmap_boxes"]
     heatmaps = parity["heatmaps"]
     if kind == "flip":
-        heatmaps = heatmap.average_with_mirrored(heatmaps, parity["heatmaps_of_flipped_input"], MIRROR)
+        heatmaps = heatmap.average_with_mirrored(heatmaps, parity["heatmaps_of_flipped_input"], MIRROR, 1.0)
     found = heatmap.decode(heatmaps, float(parity["beta"]), shift)
     name = f"{kind}_bsa_{'shift' if shift else 'noshift'}"
     np.testing.assert_allclose(found[..., :2], parity[f"{name}_hm"][boxes], rtol=0, atol=1e-4)
@@ -72,6 +72,16 @@ def _peaks(*places, height=1.0):
 def test_places_between_cells_are_found_in_a_window(x, y):
     found = heatmap.decode(_peaks((x, y)), 15.0, False, 9)
     np.testing.assert_allclose(found[0, 0, :2], [x, y], atol=0.06)
+
+
+@pytest.mark.parametrize("x", [20, 20.5, 19.6, 30.2])
+def test_mirrored_maps_lie_on_the_others_where_cells_are_places_of_every_fourth_pixel(x):
+    mirrored = _peaks(((191 - 4 * x) / 4, 30))
+    both = heatmap.average_with_mirrored(_peaks((x, 30)), mirrored, np.array([0]), 0.75)
+    np.testing.assert_allclose(heatmap.soft_argmax_in_window(both, 15.0, 9)[0, 0], [x, 30], atol=0.06)
+    np.testing.assert_allclose((both[0, 0] * np.arange(48)).sum() / both.sum(), x, atol=0.001)
+    by_a_cell = heatmap.average_with_mirrored(_peaks((x, 30)), mirrored, np.array([0]), 1.0)
+    np.testing.assert_allclose((by_a_cell[0, 0] * np.arange(48)).sum() / by_a_cell.sum(), x + 1 / 8, atol=0.001)
 
 
 def test_what_lies_outside_the_window_does_not_count():
