@@ -64,7 +64,6 @@ class Stage(BaseModel):
     ending: Ending | None = None
     sigma: float  # of the target Gaussians, in heatmap cells
     warm_up: int = 200  # steps
-    cooldown: float = Field(1.0, gt=0, le=1)  # the last part of the steps, over which the learning rate falls
     average: float = 0.998  # of the weights, a step
     placement: float = 1.0  # weight of the placement loss beside the squared error
     hardest: int = Field(17, ge=1, le=17)  # joints of a person that count: those with the largest loss

@@ -21,12 +21,11 @@ T = TypeVar("T")
 Members = list[tuple[int, int]]  # (set, index)
 
 
-def learning_rate(peak: float, warm_up: int, step: int, steps: int, cooldown: float) -> float:
-    """Linear warm-up, the peak, and over the last part `cooldown` of the steps a half cosine down to 1 % of the peak."""
+def learning_rate(peak: float, warm_up: int, step: int, steps: int) -> float:
+    """Linear warm-up, then a half cosine down to 1 % of the peak."""
     if step < warm_up:
         return peak * (step + 1) / warm_up
-    falls_from = max(warm_up, round((1 - cooldown) * steps))
-    progress = max(0, step - falls_from) / max(1, steps - falls_from)
+    progress = (step - warm_up) / max(1, steps - warm_up)
     return peak * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * progress))))
 
 

@@ -184,7 +184,6 @@ def _plan(run: Run, state: State[LPN]) -> Plan[Step]:
         batch=stage.batch,
         warm_up=stage.warm_up,
         peak=stage.learning_rate,
-        cooldown=stage.cooldown,
         kept=stage.average,
         batches=steps_of(run, sets, stage, state.stage, state.step),
         losses=lambda step: {"loss": loss_of(*step)},

@@ -61,7 +61,6 @@ class Plan(Generic[Batch]):
     batches: Iterator[Batch]
     losses: Callable[[Batch], dict[str, Tensor]]
     check: Callable[[], dict[str, float]]
-    cooldown: float = 1.0  # the last part of the steps, over which the learning rate falls
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ class Trainer(Generic[Network, Batch]):
 
 def _step(state: State[Network], plan: Plan[Batch]) -> dict[str, Tensor]:
     """One step of the optimizer; gives the losses."""
-    rate = learning_rate(plan.peak, plan.warm_up, state.step, plan.steps, plan.cooldown)
+    rate = learning_rate(plan.peak, plan.warm_up, state.step, plan.steps)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group.get("share", 1.0)
     losses = plan.losses(next(plan.batches))

@@ -407,18 +407,12 @@ def test_a_process_killed_while_it_writes_leaves_the_file_that_was_there(tmp_pat
 
 
 def test_the_learning_rate_warms_up_and_falls_like_half_a_cosine():
-    rates = [learning_rate(2.0, 4, step, 104, cooldown=1.0) for step in range(104)]
+    rates = [learning_rate(2.0, 4, step, 104) for step in range(104)]
     assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
     assert rates[4] == 2.0
     assert rates[54] == pytest.approx(2.0 * (0.01 + 0.99 / 2))
     assert rates[103] == pytest.approx(0.02, abs=0.001)
     assert rates[4:] == sorted(rates[4:], reverse=True)
-
-
-def test_with_a_cooldown_the_learning_rate_stands_until_then():
-    rates = [learning_rate(2.0, 4, step, 200, cooldown=0.5) for step in range(200)]
-    assert set(rates[4:101]) == {2.0}
-    assert rates[100:] == [learning_rate(2.0, 0, step, 100, cooldown=1.0) for step in range(100)]
 
 
 def test_norms_and_biases_are_not_decayed():
