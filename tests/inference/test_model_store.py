@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from app.inference.detector import Detector
 from app.inference.model_store import DetectorDescription, ModelError, StoredModel, load_model, stored_models
 from app.inference.pose import PoseModel
+from app.vision import heatmap
 
 ROOT = Path(__file__).parents[2]
 STORE = ROOT / "model_store"
@@ -70,6 +71,18 @@ def test_every_model_of_the_store_is_whole():
             assert Detector.opened(stored, 100).description == stored.description
         else:
             assert PoseModel.opened(stored).description == stored.description
+
+
+@pytest.mark.parametrize(("written", "shift"), [("mirror_shift = 0.25", 0.25), ("", 1.0)])
+def test_the_flip_test_moves_mirrored_maps_as_far_as_the_model_says(folder, written, shift):
+    edit(folder, lambda text: re.sub("mirror_shift = .*", written, text))
+    model = PoseModel.load(folder)
+    crops = np.asarray(cv2.imread(str(folder / "golden.png")), np.uint8)[None]
+    plain, mirrored = model.heatmaps(crops), model.heatmaps(np.ascontiguousarray(crops[:, :, ::-1]))
+    averaged = heatmap.average_with_mirrored(plain, mirrored, model.description.mirror, shift)
+    shape = model.description.heatmap
+    expected = heatmap.decode(averaged, shape.beta, shape.quarter_shift, shape.window)
+    np.testing.assert_allclose(model.with_flip_test.run(crops).values[..., :3], expected, atol=0.02)
 
 
 def test_models_are_listed_by_name_and_ascending_version(tmp_path):
