@@ -1,6 +1,6 @@
 """LPN as it is served: the same heatmaps from pixels, computed as ONNX Runtime does it fastest (training/README.md).
 
-Normalisation is one difference per channel, its division being part of the first convolution. The last upsampling gives four
+Normalisation is one difference, its division being part of the first convolution. The last upsampling gives four
 phases of the map; what follows it works place by place, hence on each phase, and only heatmaps are interleaved.
 """
 
@@ -25,7 +25,7 @@ class ServedLPN(nn.Module):
         super().__init__()
         self.first = copy.deepcopy(model.conv1)
         self.first.weight = nn.Parameter(model.conv1.weight / (torch.tensor(STD) * 255)[:, None, None])
-        self.mean = nn.Buffer((torch.tensor(MEAN) * 255)[:, None, None])
+        self.mean = nn.Buffer(torch.tensor(MEAN) * 255)
         self.stem = nn.Sequential(model.bn1, nn.ReLU(), model.maxpool)
         self.body = nn.Sequential(model.layer1, model.layer2, model.layer3, model.layer4, model.deconv_layers[:6])
         unit = cast(
@@ -38,12 +38,15 @@ class ServedLPN(nn.Module):
         self.heatmaps = nn.Sequential(fuse_conv_bn_eval(pointwise, norm), relu, model.final_layer)
 
     def forward(self, crops: Tensor) -> Tensor:
-        x = self.first(crops.permute(0, 3, 1, 2).float() - self.mean)
+        # Of whole rows: with the three channels as its innermost dimension the difference takes 15 times as long.
+        rows = crops.flatten(2).float() - self.mean.repeat(crops.shape[2])
+        x = self.first(rows.reshape(-1, *crops.shape[1:]).permute(0, 3, 1, 2))
         x = self.body(self.stem(x))
         phases = torch.cat([self.heatmaps(phase(x)) for phase in self.phases], dim=1)
         height, width, keypoints = x.shape[2], x.shape[3], phases.shape[1] // 4
-        rows_and_columns = phases.reshape(-1, 2, 2, keypoints, height, width).permute(0, 3, 4, 1, 5, 2)
-        return rows_and_columns.reshape(-1, keypoints, 2 * height, 2 * width)
+        # Columns, then rows: to move one dimension at a time takes a fifth of the time.
+        wide = phases.reshape(-1, 2, 2, keypoints, height, width).permute(0, 1, 3, 4, 5, 2).flatten(4)
+        return wide.permute(0, 2, 3, 1, 4).reshape(-1, keypoints, 2 * height, 2 * width)
 
 
 def _phase(upsampling: GroupedUpsampling, norm: nn.BatchNorm2d, row: int, column: int) -> tuple[nn.Module, nn.Module]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -283,6 +284,24 @@ def test_int8_weights_leave_a_bit_free(int8):
     ]
     assert len(weights) > 50
     assert max(int(np.abs(values.astype(int)).max()) for values in weights) <= 64
+
+
+def test_in_int8_each_map_is_dequantised_once_for_attention(int8, tmp_path):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(int8 / "model.onnx", options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    makers = {output: node for node in nodes for output in node.output}
+
+    def dequantised(value):
+        maker = makers.get(value)
+        while maker is not None and maker.op_type in ("Flatten", "Reshape", "Transpose"):
+            maker = makers.get(maker.input[0])
+        return maker.name if maker is not None and maker.op_type == "DequantizeLinear" else None
+
+    maps = [source for node in nodes if node.op_type == "MatMul" for value in node.input if (source := dequantised(value))]
+    assert len(maps) == 2 * 16
+    assert len(set(maps)) == 16
 
 
 def test_without_people_there_is_no_int8_model(tmp_path, monkeypatch):
