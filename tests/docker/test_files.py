@@ -230,9 +230,21 @@ def test_kustomize_puts_the_manifests_together():
 # What the page on Kubernetes says
 
 
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
+def test_the_overlay_on_the_page_sets_the_image_and_prometheus_address(tmp_path):
+    (overlay,) = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+    shutil.copytree(K8S, tmp_path / "docker/k8s")
+    (tmp_path / "overlay").mkdir()
+    (tmp_path / "overlay/kustomization.yaml").write_text(overlay)
+    made = subprocess.run(["kubectl", "kustomize", tmp_path / "overlay"], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.count("serverAddress: http://PROMETHEUS:9090") == made.stdout.count("serverAddress:") == 3
+    assert "image: REGISTRY/lpn-pose:1\n" in made.stdout
+
+
 def test_the_simulated_day_is_the_one_on_the_page():
     page = (K8S / "README.md").read_text()
-    (command,) = re.findall(r"`python (docker/k8s/simulate\.py[^`]*)`", page)
+    (command,) = re.findall(r"`python3 (docker/k8s/simulate\.py[^`]*)`", page)
     said = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, check=True)
     assert said.stdout in page
 
