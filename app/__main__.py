@@ -13,6 +13,9 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 def main() -> int:
     """Serve until a signal; 0 after a clean stop, 1 with one clear line where the service cannot start."""
+    # Until the server takes them: as the first process of a container it would not be stopped by them otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     from pydantic import ValidationError
 
     from app.settings import Settings, strange_settings
@@ -64,12 +67,14 @@ def main() -> int:
     except OSError as error:
         print(f"POSE_HOST, POSE_PORT: cannot listen on {settings.host}:{settings.port} ({error.strerror})", file=sys.stderr)
         return 1
+    # Now, not when it runs: a signal in between would be lost. After a clean stop uvicorn raises the signal once more.
+    server = Server(config, app.state.pipeline)
+    signal.signal(signal.SIGTERM, server.handle_exit)
+    signal.signal(signal.SIGINT, server.handle_exit)
     host, port = sock.getsockname()[:2]
-    print(f"The LPN pose service listens on http://{host}:{port}", file=sys.stderr, flush=True)
-    # uvicorn raises the signal that stopped it once more, after a clean stop; that is not a failure.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Server(config, app.state.pipeline).run(sockets=[sock])
+    address = f"[{host}]" if ":" in host else host
+    print(f"The LPN pose service listens on http://{address}:{port}", file=sys.stderr, flush=True)
+    server.run(sockets=[sock])
     sys.stderr.flush()
     os._exit(0)  # a thread that stands still in a network would keep the process for ever
 

@@ -16,7 +16,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="POSE_", extra="forbid", frozen=True)
 
-    host: str = Field("127.0.0.1", description="Address to listen on. Only this machine, until you say otherwise.")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on. Only this machine, until you say otherwise."
+    )
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     model_store: Path = Field(_MODEL_STORE, description="Folder of the models, <name>/<version>/model.onnx.")
     default_model: str = Field("lpn50", description="The model of requests that name none: name or name/version.")

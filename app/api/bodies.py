@@ -102,15 +102,17 @@ async def _from_form(request: Request, query: dict[str, str], settings: Settings
         if not files:
             raise Problem("invalid_image", "The form holds no part named image with a file (curl: -F image=@people.jpg).")
         _check_count(len(files), settings)
-        options = query | _single_values(fields, "form")
-        repeated = query.keys() & dict(fields).keys()
+        in_form = _single_values(fields, "form")
+        repeated = query.keys() & in_form.keys()
         if repeated:
             raise at("invalid_option", ("form", min(repeated)), "is given in the query as well")
-        boxes = _boxes_of_several(options.pop("boxes", None), len(files), settings)
+        where, holder = ("query", query) if "boxes" in query else ("form", in_form)
+        boxes = _boxes_of_several(holder.pop("boxes", None), (where, "boxes"), len(files), settings)
         pictures = [
             PictureIn(number, file.filename or None, await file.read(), boxes[number]) for number, file in enumerate(files)
         ]
-        return PoseRequest(pictures, _options(options, "form"))
+        options = _options(query, "query").model_copy(update=_options(in_form, "form").model_dump(exclude_unset=True))
+        return PoseRequest(pictures, options)
     finally:
         await form.close()
 
@@ -214,9 +216,10 @@ def _boxes_of_one(text: str | None, loc: Location, settings: Settings) -> npt.ND
     return _checked_boxes([_numbers(part, (*loc, i)) for i, part in enumerate(boxes)], loc, settings)
 
 
-def _boxes_of_several(text: str | None, count: int, settings: Settings) -> Sequence[npt.NDArray[np.float64] | None]:
-    """Boxes of a form: for one picture as in a query; for several a JSON list with a list (or null) for each."""
-    loc = ("form", "boxes")
+def _boxes_of_several(
+    text: str | None, loc: Location, count: int, settings: Settings
+) -> Sequence[npt.NDArray[np.float64] | None]:
+    """Boxes beside a form: for one picture as in a query; for several a JSON list with a list (or null) for each."""
     if text is None:
         return [None] * count
     if count == 1 and not text.lstrip().startswith("["):

@@ -52,6 +52,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(
+            high=0
+        )  # any unread byte of an answer counts, or it could hold a closing connection
         self.metrics.connections.set(len(self.connections))
         if len(self.connections) > self.settings.max_connections and not self._close_an_idle_one():
             limit = f"The service holds {self.settings.max_connections} connections already, all at work."
@@ -75,7 +78,9 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._body_complete:  # empty lines between requests mean nothing, and must not end the wait for the next one
+            data = data.lstrip(b"\r\n")
+        if self.transport.is_closing() or not data:
             return
         if self._head_complete:
             self._framing_bytes += len(data)
@@ -104,6 +109,7 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= _SENT_AHEAD:
             raise ValueError("too many requests sent ahead")  # the parser stops, and tells it as what is not HTTP
         super().on_message_begin()
+        self._unset_keepalive_if_required()
         self._head_complete, self._body_complete = False, False
         self._expect(self._give_up_head)
 
@@ -125,6 +131,9 @@ class Connection(HttpToolsProtocol):
         self._head_bytes, self._head_complete, self._body_complete = 0, False, True
         self._framing_bytes = 0
         self._expect(None)
+        if self.cycle.response_complete:  # before the end of the body, which ended uvicorn's wait for a next request
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

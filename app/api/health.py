@@ -40,5 +40,8 @@ async def metrics(request: Request) -> Response:
     pipeline: Pipeline = request.app.state.pipeline
     pipeline.tell_throttling()
     table.ready.set(pipeline.why_not_ready is None and not pipeline.draining)
-    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+    try:
+        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+    except TypeError:  # a version that is no number
+        encoder, content_type = choose_encoder("")
     return Response(encoder(table.registry), headers={"Content-Type": content_type})

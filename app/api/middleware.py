@@ -124,9 +124,11 @@ class ApiKeys:
     def _known(self, scope: Scope) -> bool:
         headers = Headers(scope=scope)
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        sent = (token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")).encode("latin-1")
+        sent = [headers.get("x-api-key", "")]
+        if scheme.lower() == "bearer":  # which may be another server's, of one before this
+            sent.append(token.strip())
         # Every key is compared, so that the time tells nothing of which.
-        return sum(hmac.compare_digest(sent, key) for key in self._keys) > 0
+        return sum(hmac.compare_digest(each.encode("latin-1"), key) for each in sent for key in self._keys) > 0
 
 
 class BodyLimits:

@@ -42,8 +42,10 @@ async def pose(request: Request) -> Response:
     pipeline: Pipeline = request.app.state.pipeline
     seconds: dict[str, float] = request.state.seconds
     started = time.perf_counter()
-    answer_type = accepted_type(",".join(request.headers.getlist("accept") or ["*/*"]))
+    accept = ",".join(request.headers.getlist("accept") or ["*/*"])
+    accepted_type(accept)
     asked = await read_pose_request(request, settings)
+    answer_type = accepted_type(accept, len(asked.pictures))
     seconds["read"] = time.perf_counter() - started
     # The deadline counts from here: the body had its own time-out.
     task = _task(asked, answer_type, asyncio.get_running_loop().time(), settings)
@@ -59,8 +61,8 @@ async def pose(request: Request) -> Response:
     return Response(body, media_type=answer_type)
 
 
-def accepted_type(accept: str) -> str:
-    """The form of answer that an Accept header likes best: JSON, or a picture where that is asked for. Raises Problem."""
+def accepted_type(accept: str, pictures: int = 1) -> str:
+    """The form of answer that an Accept header likes best: JSON, or a picture where one alone was sent. Raises Problem."""
     wishes: dict[str, float] = {}
     for part in accept.split(","):
         kind, *parameters = (field.strip().lower() for field in part.split(";"))
@@ -70,18 +72,18 @@ def accepted_type(accept: str) -> str:
         except ValueError:
             wishes[kind] = 0.0
     best, best_quality = "", 0.0
-    for offered in (_JSON, *_DRAWN):
+    for offered in (_JSON, *_DRAWN) if pictures == 1 else (_JSON,):
         quality = next((wishes[k] for k in (offered, f"{offered.split('/')[0]}/*", "*/*") if k in wishes), 0.0)
         if quality > best_quality:
             best, best_quality = offered, quality
+    if not best and pictures > 1:
+        raise Problem("not_acceptable", f"Accept asks for a picture, but the request holds {pictures}; send one.")
     if not best:
         raise Problem("not_acceptable", f"Accept is {accept[:200]!r}; the answer is {_JSON} or {' or '.join(_DRAWN)}.")
     return best
 
 
 def _task(asked: PoseRequest, answer_type: str, received: float, settings: Settings) -> PoseTask:
-    if answer_type in _DRAWN and len(asked.pictures) > 1:
-        raise Problem("not_acceptable", f"Accept asks for a picture, but the request holds {len(asked.pictures)}; send one.")
     return PoseTask(
         pictures=[picture.data for picture in asked.pictures],
         boxes=[picture.boxes for picture in asked.pictures],

@@ -1,5 +1,6 @@
 """Connections of hostile, slow and many clients, and what becomes of them when the service stops."""
 
+import asyncio
 import base64
 import contextlib
 import http.client
@@ -10,12 +11,20 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 
 import cv2
 import httpx
 import numpy as np
 import orjson
 import pytest
+import uvicorn
+import uvloop
+from uvicorn.server import ServerState
+
+from app.api.connections import Connection
+from app.settings import Settings
+from app.telemetry.metrics import Metrics
 
 BOX = "295,15,545,595"
 JPEG = {"Content-Type": "image/jpeg"}
@@ -335,6 +344,90 @@ def test_a_client_that_reads_its_answer_keeps_its_connection(patient):
         connection.request("GET", "/livez")
         answer = connection.getresponse()
         assert (answer.status, answer.read()) == (200, b'{"status":"live"}')
+
+
+# Connections alone, in a loop of their own, with buffers as small as they go
+
+
+async def answer(scope, receive, send) -> None:
+    """An application that answers before it reads a body, with as many bytes as the query says."""
+    body = bytes(int(scope["query_string"] or b"2"))
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@contextlib.asynccontextmanager
+async def connected(**settings: float):
+    """A connection of the service, and a client's end of it to read and to write."""
+    config = uvicorn.Config(answer, timeout_keep_alive=1, log_config=None)
+    config.load()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(listening.getsockname())
+        accepted, _ = listening.accept()
+    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    for end in (accepted, sock):
+        end.setblocking(False)
+    made = partial(Connection, Settings(**settings), Metrics(), config=config, server_state=ServerState(), app_state={})
+    _, connection = await asyncio.get_running_loop().connect_accepted_socket(made, accepted)
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
+    try:
+        yield connection, reader, writer
+    finally:
+        writer.transport.abort()
+        connection.transport.abort()
+        await asyncio.sleep(0)
+
+
+async def is_gone(connection: Connection, seconds: float) -> bool:
+    """Whether the service has let go of a connection after so long."""
+    await asyncio.sleep(seconds)
+    return connection not in connection.connections
+
+
+@pytest.mark.parametrize("ending", [b"", b"Connection: close\r\n"])
+def test_a_few_bytes_of_an_answer_that_lie_unread_hold_no_connection(ending):
+    async def leave_it() -> tuple[bool, bool]:
+        async with connected(body_timeout_s=1) as (connection, _, writer):
+            writer.write(b"GET /?50000 HTTP/1.1\r\nHost: x\r\n" + ending + b"\r\n")
+            return await is_gone(connection, 0.5), await is_gone(connection, 1.5)
+
+    assert uvloop.run(leave_it()) == (False, True)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("stray", [b"", b"\r\n", b"\r\n\r\n"])
+def test_empty_lines_between_requests_keep_no_connection_open(stray, stops):
+    async def rest() -> bool:
+        async with connected(body_timeout_s=30) as (connection, reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b"\0\0")
+            writer.write(stray)
+            await asyncio.sleep(0.2)
+            if stops:
+                connection.shutdown()
+            return await is_gone(connection, 0.3 if stops else 1.5)
+
+    assert uvloop.run(rest())
+
+
+@pytest.mark.parametrize("asks_again", [False, True])
+def test_who_sends_a_body_after_its_answer_is_waited_for_no_longer_than_others(asks_again):
+    async def send_late() -> bool:
+        async with connected(body_timeout_s=30) as (connection, reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+            await reader.readuntil(b"\0\0")
+            writer.write(b"hello")
+            assert not await is_gone(connection, 0.5)
+            if asks_again:
+                writer.write(b"\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await reader.readuntil(b"\0\0")).startswith(b"HTTP/1.1 200 ")
+                assert not await is_gone(connection, 0.7)
+            return await is_gone(connection, 1)
+
+    assert uvloop.run(send_late())
 
 
 # Stopping

@@ -116,6 +116,13 @@ def test_every_metric_of_the_contract_is_told_in_both_forms(client, t_pose):
     assert {re.sub("_(total|bucket)$", "", name) for name in SAMPLES} - {"pose_model_info"} <= told
 
 
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+def test_metrics_of_a_version_that_is_no_number_are_told_as_plain_text(client, kind):
+    answer = client.get("/metrics", headers={"Accept": f"{kind};version=abc"})
+    assert (answer.status_code, answer.headers["content-type"][:10]) == (200, "text/plain")
+    assert "\npose_ready 1.0\n" in answer.text
+
+
 def test_an_answered_request_moves_its_metrics(client, service, two_women):
     names = (
         ("pose_crops_total", {"model": "lpn50/1"}, 2),
@@ -408,6 +415,8 @@ def test_without_one_of_the_keys_a_request_is_unauthorized(guarded, t_pose, head
         {"X-API-Key": "second-key"},
         {"Authorization": "Bearer first-key"},
         {"Authorization": "bearer second-key"},
+        {"Authorization": "Bearer of another server", "X-API-Key": "first-key"},
+        {"Authorization": "Bearer first-key", "X-API-Key": "of another server"},
     ],
 )
 def test_with_one_of_the_keys_a_request_is_answered(guarded, headers):

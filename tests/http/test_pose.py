@@ -321,6 +321,13 @@ def test_other_kinds_of_answer_are_not_acceptable(client, t_pose):
         assert (answer.status_code, answer.json()["type"]) == (406, "/problems/not_acceptable"), accept
 
 
+@pytest.mark.parametrize("accept", ["image/jpeg, application/json;q=0.5", "image/*, */*;q=0.8"])
+def test_several_pictures_are_answered_in_json_where_that_is_taken_too(client, t_pose, accept):
+    files = [("image", t_pose), ("image", t_pose)]
+    answer = client.post("/v1/pose", files=files, data={"boxes": "[[],[]]"}, headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+
+
 def test_several_pictures_cannot_be_drawn(client, t_pose):
     answer = client.post(
         "/v1/pose",

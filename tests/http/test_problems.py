@@ -330,6 +330,25 @@ def test_problems_stay_small_whatever_is_sent(client, small):
         assert len(answer.content) < 10_000
 
 
+def test_what_is_wrong_in_the_query_beside_a_form_is_told_of_the_query(client, small):
+    for beside, code, field in (
+        ({"foo": "1"}, "invalid_option", "foo"),
+        ({"timeout_ms": "x"}, "invalid_option", "timeout_ms"),
+        ({"boxes": "1,2,3"}, "invalid_box", "boxes.0"),
+    ):
+        in_query = client.post("/v1/pose", params=beside, files={"image": small})
+        assert_problem(in_query, 422, code, f"query.{field} ")
+        in_form = client.post("/v1/pose", data=beside, files={"image": small})
+        assert_problem(in_form, 422, code, f"form.{field} ")
+    two = [("image", small), ("image", small)]
+    answer = client.post("/v1/pose", params={"boxes": "1,2,3,4"}, files=two)
+    assert_problem(answer, 422, "invalid_box", "query.boxes ")
+    both = client.post(
+        "/v1/pose", params={"boxes": "", "flip_test": "true"}, files={"image": small}, data={"format": "results"}
+    )
+    assert both.json() == []  # an empty list means nobody
+
+
 def test_an_option_given_twice_is_an_invalid_option(client, small):
     assert_problem(post(client, small, format=["coco", "coco"]), 422, "invalid_option", "format", "twice")
     files = {"image": small}

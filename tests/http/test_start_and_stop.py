@@ -43,6 +43,7 @@ def refusal(**settings: object) -> str:
     ("name", "value"),
     [
         ("port", "high"),
+        ("host", ""),
         ("port", "65536"),
         ("max_images", "0"),
         ("body_timeout_s", "-1"),
@@ -180,6 +181,19 @@ def test_a_missing_model_is_told_in_one_line(store):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_service_that_has_just_started_stops(start_service, stop):
+    """Between the line that tells where it listens and the first request no signal is lost."""
+    service = start_service(wait=False, lanes=1)
+    service.process.send_signal(stop)
+    assert service.process.wait(30) == 0
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_an_ipv6_address_is_told_as_urls_have_it(start_service):
+    assert start_service(host="::1", lanes=1).client.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopping_service_answers_the_requests_that_it_has_accepted(start_service, t_pose, stop):
     service = start_service()
     answers: list[httpx.Response] = []
@@ -239,6 +253,7 @@ def test_probes_are_logged_where_debug_is_asked_for_alone(start_service):
         service = start_service(log_level=f"INFO,app.requests={level}", lanes=1)
         for path in ("/livez", "/metrics", "/v1/models"):
             service.client.get(path)
+        service.wait_until(lambda: "/v1/models" in service.log)  # the line comes after the answer
         lines = [json.loads(line) for line in service.log.splitlines() if line.startswith("{")]
         assert {line["route"] for line in lines if line["message"] == "request"} == told
 
