@@ -248,14 +248,16 @@ def test_a_stopping_service_takes_no_new_connections(start_service, t_pose):
     assert service.process.wait(30) == 0
 
 
-def test_probes_are_logged_where_debug_is_asked_for_alone(start_service):
-    for level, told in (("INFO", {"/v1/models"}), ("DEBUG", {"/livez", "/readyz", "/metrics", "/v1/models"})):
-        service = start_service(log_level=f"INFO,app.requests={level}", lanes=1)
-        for path in ("/livez", "/metrics", "/v1/models"):
-            service.client.get(path)
-        service.wait_until(lambda: "/v1/models" in service.log)  # the line comes after the answer
-        lines = [json.loads(line) for line in service.log.splitlines() if line.startswith("{")]
-        assert {line["route"] for line in lines if line["message"] == "request"} == told
+@pytest.mark.parametrize(
+    ("level", "told"), [("INFO", {"/v1/models"}), ("DEBUG", {"/livez", "/readyz", "/metrics", "/v1/models"})]
+)
+def test_probes_are_logged_where_debug_is_asked_for_alone(start_service, level, told):
+    service = start_service(log_level=f"INFO,app.requests={level}", lanes=1)
+    for path in ("/livez", "/metrics", "/v1/models"):
+        service.client.get(path)
+    service.wait_until(lambda: "/v1/models" in service.log)  # the line comes after the answer
+    lines = [json.loads(line) for line in service.log.splitlines() if line.startswith("{")]
+    assert {line["route"] for line in lines if line["message"] == "request"} == told
 
 
 def test_an_idle_service_stops_at_once(start_service):
