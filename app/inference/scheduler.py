@@ -213,8 +213,8 @@ class Scheduler:
             async with asyncio.timeout_at(deadline):
                 await ticket.answer
         except (TimeoutError, asyncio.CancelledError) as error:
-            # A caller whose own time-out is of the same deadline cancels.
-            passed = isinstance(error, TimeoutError) or loop.time() >= deadline
+            # A caller whose own time-out is of the same deadline cancels. uvloop's clock and timers tell whole milliseconds.
+            passed = isinstance(error, TimeoutError) or loop.time() >= deadline - 0.002
             self._drop(ticket, "deadline" if passed else "disconnect")
             raise
         return ticket
@@ -312,12 +312,16 @@ class Scheduler:
         _fail(ticket, TimeoutError())
 
     async def _tend(self) -> None:
-        """Replace lanes that stand still, now and then."""
+        """Replace lanes that stand still, now and then. While the whole process was stopped, none did."""
         while True:
+            slept = time.monotonic()
             await asyncio.sleep(_TEND_SECONDS)
+            stopped = time.monotonic() - slept - _TEND_SECONDS
             for lane in list(self._lanes):
                 if lane.task is None:
                     continue
+                if stopped > 1:
+                    lane.started += stopped
                 limit = max(_STALLED_SECONDS, _STALLED_TIMES * self.seconds_per_crop * len(lane.members))
                 if time.monotonic() - lane.started > limit:
                     self._standing += 1

@@ -21,6 +21,26 @@ _MAX_SIDE = 32_766  # OpenCV warps no larger picture
 _JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders write about ten
 _JPEG_SEGMENTS = 5_000  # may be empty, and are looked at one by one; a large colour profile or XMP is some hundred
 _PNG_CHUNKS = 100_000  # the same; encoders that write 8 KB in each fill 32 MiB with 4,000
+_PNG_PACKED_TEXTS = (b"zTXt", b"iTXt")  # libpng inflates and keeps each: 8 KB may become 8 MB
+_TIFF_VALUE_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}  # of each type
+_TIFF_LENGTHS = {3: "u2", 4: "u4", 16: "u8"}  # types of a strip's or tile's length
 _TIFF_TILE_PIXELS = 2**20  # of a tile, or four times the picture's: a decoder makes room for whole tiles
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
 _LARGE = 640 * 640  # pixels
@@ -84,6 +104,7 @@ def decode(data: bytes, max_pixels: int, reduction: int = 1, header: Header | No
         )
     if header.format == "PNG":
         _check_png_data(data, header)
+        data = _without_packed_texts(data)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS[reduction])
     except cv2.error:
@@ -188,6 +209,20 @@ def _check_png_data(data: bytes, header: Header) -> None:
         raise InvalidImage("is a PNG file with more data than its pixels need")
 
 
+def _without_packed_texts(data: bytes) -> bytes:
+    """A PNG file that `_measure_png` has taken, without its compressed texts."""
+    parts, begin, position = [], 0, 8
+    kind = b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if kind in _PNG_PACKED_TEXTS:
+            parts.append(data[begin:position])
+            begin = end
+        position = end
+    return b"".join([*parts, data[begin:]]) if parts else data
+
+
 def _measure_webp(data: bytes) -> Header:
     (length,) = struct.unpack_from("<I", data, 4)
     if length + 8 > len(data):
@@ -229,14 +264,24 @@ def _measure_tiff(data: bytes) -> Header:
     (position,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, position)
     found = {256: 0, 257: 0, 259: 1, 322: 0, 323: 0}  # width, height, compression, width and height of a tile
+    values, packed = 0, 0.0  # bytes of all entries' values, and of all strips and tiles
     for entry in range(count):
-        tag, kind = struct.unpack_from(order + "HH", data, position + 2 + 12 * entry)
+        tag, kind, number, place = struct.unpack_from(order + "HHII", data, position + 2 + 12 * entry)
+        values += number * _TIFF_VALUE_BYTES.get(kind, 0)
+        if tag in (279, 325) and kind in _TIFF_LENGTHS and values <= len(data):
+            inside = number * _TIFF_VALUE_BYTES[kind] <= 4
+            lengths = np.frombuffer(
+                data, order + _TIFF_LENGTHS[kind], number, position + 10 + 12 * entry if inside else place
+            )
+            packed += lengths.sum(dtype=np.float64)
         if tag in found:
             (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, position + 10 + 12 * entry)
     if found[259] not in _TIFF_COMPRESSIONS:
         raise InvalidImage(f"is a TIFF file of compression {found[259]}, which is not read")
     if found[322] * found[323] > max(_TIFF_TILE_PIXELS, 4 * found[256] * found[257]):
         raise InvalidImage(f"is a TIFF file with tiles of {found[322]} × {found[323]} pixels, far larger than it is")
+    if values > len(data) or packed > 2 * len(data):  # which a decoder would read, and in part keep, again and again
+        raise InvalidImage("is a TIFF file whose parts are longer than itself")
     return Header("TIFF", found[256], found[257])
 
 

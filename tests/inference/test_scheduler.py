@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -464,6 +465,22 @@ def test_crops_whose_callers_deadline_is_the_same_are_dropped_by_the_deadline():
     metrics = drive(work)
     assert value(metrics, "pose_dropped_crops_total", reason="deadline") == 2
     assert value(metrics, "pose_dropped_crops_total", reason="disconnect") == 0
+
+
+def test_lanes_do_not_stand_still_while_the_whole_process_is_stopped(monkeypatch):
+    monkeypatch.setattr(scheduler, "_STALLED_SECONDS", 1.5)
+
+    async def work(s: Scheduler) -> None:
+        gate = Gate()
+        job = asyncio.create_task(s.run(gate.network, crops(1), soon()))
+        await until(lambda: gate.batches == [[1]])
+        await asyncio.sleep(0.3)
+        time.sleep(2)  # noqa: ASYNC251 - of the loop's thread, which cannot tell it from a stop
+        await asyncio.sleep(0.5)
+        gate.opened.set()
+        await job
+
+    assert value(drive(work), "pose_inference_workers_replaced_total") == 0
 
 
 def test_a_large_batch_may_take_longer_than_a_small_one(monkeypatch):

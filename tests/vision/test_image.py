@@ -4,6 +4,8 @@ import contextlib
 import io
 import re
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import zlib
@@ -504,3 +506,59 @@ def test_a_jpeg_of_endless_empty_segments_is_refused_early():
     data = b"\xff\xd8" + b"\xff\xfe\0\2" * 5_001 + file(PICTURE, "JPEG")[2:]
     with pytest.raises(InvalidImage, match="more than 5,000 segments"):
         image.read_header(data)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("head", [b"zTXtx\0\0", b"iTXtx\0\1\0\0\0"])
+@pytest.mark.parametrize("place", [33, -12])  # behind IHDR, before IEND
+def test_compressed_texts_of_a_png_are_not_inflated(head, place, tmp_path):
+    whole = file(PICTURE, "PNG")
+    text = chunk(head[:4], head[4:] + zlib.compress(b"a" * 7_900_000, 9))
+    data = whole[:place] + 40 * text + whole[place:]
+    assert_reads(data, RGB[..., ::-1])
+    (tmp_path / "bomb.png").write_bytes(data)
+    look = (
+        "import re, sys; from app.vision import image; data = open(sys.argv[1], 'rb').read()\n"
+        "most = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        "before = most(); image.decode(data, 10**6); print(most() - before)"
+    )
+    told = subprocess.run([sys.executable, "-c", look, tmp_path / "bomb.png"], capture_output=True, check=True, text=True)
+    assert int(told.stdout) < 50_000  # kB, of 300,000
+
+
+def tiff_of(tags: dict[int, tuple[int, int, int]], behind: bytes = b"") -> bytes:
+    """A little-endian TIFF: tag → type, number and value or place; `behind` begins at 8."""
+    entries = b"".join(struct.pack("<HHII", tag, *told) for tag, told in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<I", 8 + len(behind)) + behind + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_a_tiff_whose_entries_share_bytes_is_refused_before_a_decoder_copies_them():
+    size = {256: (4, 1, 8), 257: (4, 1, 8), 259: (3, 1, 8)}
+    blob = bytes(100_000)
+    assert image.read_header(tiff_of(size | {40_000: (1, len(blob), 8)}, blob)).width == 8
+    for kind, number in ((1, 100_000), (2, 100_000), (7, 100_000), (12, 12_500)):
+        with pytest.raises(InvalidImage, match="parts are longer than itself"):
+            image.read_header(tiff_of(size | {40_000 + i: (kind, number, 8) for i in range(2)}, blob))
+
+
+@pytest.mark.parametrize("tag", [279, 325])
+@pytest.mark.parametrize(("kind", "form"), [(3, "<u2"), (4, "<u4"), (16, "<u8")])
+def test_a_tiff_whose_strips_share_bytes_is_refused_before_a_decoder_reads_them_again_and_again(tag, kind, form):
+    size = {256: (4, 1, 1), 257: (4, 1, 500), 259: (3, 1, 8)}
+    lengths = np.full(500, 50_000).astype(form).tobytes()
+    with pytest.raises(InvalidImage, match="parts are longer than itself"):
+        image.read_header(tiff_of(size | {tag: (kind, 500, 8)}, lengths + bytes(60_000)))
+    with pytest.raises(InvalidImage, match="ends early"):
+        image.read_header(tiff_of(size | {tag: (kind, 500, 70_000)}, lengths + bytes(60_000)))
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+def test_a_tiff_of_many_strips_is_read(compression):
+    data = file(PICTURE, "TIFF", compression=compression, tiffinfo={278: 8, 40_000: "text " * 1000})
+    with Image.open(io.BytesIO(data)) as written:
+        assert len(written.tag_v2[279]) == 4
+    assert_reads(data, as_pillow_reads(data), tolerance=2)
