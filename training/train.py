@@ -124,7 +124,8 @@ def losses_of(run: Run, model: LPN, stage: Stage) -> Losses:
 def quick_check(model: LPN, people: People, height: int, device: torch.device) -> dict[str, float]:
     """Mean OKS and share of people over OKS 0.5 among the first 640 people of a set, cropped at their boxes.
 
-    A guide while training; `training.evaluate` gives the figures that count.
+    A guide while training; `training.evaluate` gives the figures that count. People's areas are taken from their crops, which
+    makes them 1.65 times too large in the median, and OKS too high (0.79 where it is 0.73).
     """
     count = min(640, len(people))
     model.eval()
