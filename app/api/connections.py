@@ -52,9 +52,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(
-            high=0
-        )  # any unread byte of an answer counts, or it could hold a closing connection
+        # Any unread byte of an answer counts, or the last ones could hold a closing connection for ever.
+        transport.set_write_buffer_limits(high=0)
         self.metrics.connections.set(len(self.connections))
         if len(self.connections) > self.settings.max_connections and not self._close_an_idle_one():
             limit = f"The service holds {self.settings.max_connections} connections already, all at work."

@@ -43,7 +43,7 @@ async def pose(request: Request) -> Response:
     seconds: dict[str, float] = request.state.seconds
     started = time.perf_counter()
     accept = ",".join(request.headers.getlist("accept") or ["*/*"])
-    accepted_type(accept)
+    accepted_type(accept)  # or the body is not worth reading
     asked = await read_pose_request(request, settings)
     answer_type = accepted_type(accept, len(asked.pictures))
     seconds["read"] = time.perf_counter() - started

@@ -22,25 +22,8 @@ _JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders w
 _JPEG_SEGMENTS = 5_000  # may be empty, and are looked at one by one; a large colour profile or XMP is some hundred
 _PNG_CHUNKS = 100_000  # the same; encoders that write 8 KB in each fill 32 MiB with 4,000
 _PNG_PACKED_TEXTS = (b"zTXt", b"iTXt")  # libpng inflates and keeps each: 8 KB may become 8 MB
-_TIFF_VALUE_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}  # of each type
-_TIFF_LENGTHS = {3: "u2", 4: "u4", 16: "u8"}  # types of a strip's or tile's length
+_TIFF_VALUE_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}  # of each type
+_TIFF_LENGTHS = {3: "u2", 4: "u4", 8: "u2", 9: "u4", 16: "u8", 17: "u8"}  # of a strip or tile: types; a byte tells little
 _TIFF_TILE_PIXELS = 2**20  # of a tile, or four times the picture's: a decoder makes room for whole tiles
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
 _LARGE = 640 * 640  # pixels

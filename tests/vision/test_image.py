@@ -546,7 +546,7 @@ def test_a_tiff_whose_entries_share_bytes_is_refused_before_a_decoder_copies_the
 
 
 @pytest.mark.parametrize("tag", [279, 325])
-@pytest.mark.parametrize(("kind", "form"), [(3, "<u2"), (4, "<u4"), (16, "<u8")])
+@pytest.mark.parametrize(("kind", "form"), [(3, "<u2"), (4, "<u4"), (8, "<u2"), (9, "<u4"), (16, "<u8"), (17, "<u8")])
 def test_a_tiff_whose_strips_share_bytes_is_refused_before_a_decoder_reads_them_again_and_again(tag, kind, form):
     size = {256: (4, 1, 1), 257: (4, 1, 500), 259: (3, 1, 8)}
     lengths = np.full(500, 50_000).astype(form).tobytes()
