@@ -71,9 +71,13 @@ StartService = Callable[..., Service]
 
 
 def _environment(**settings: object) -> dict[str, str]:
-    """This process's environment with the service's settings replaced by the given ones."""
+    """This process's environment with the service's settings replaced by the given ones.
+
+    glibc gives large blocks back at once and keeps none for later ones, so that the tests of memory see what the service holds.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("POSE_")}
-    return kept | {"POSE_PORT": "0"} | {f"POSE_{name.upper()}": str(value) for name, value in settings.items()}
+    asked = {f"POSE_{name.upper()}": str(value) for name, value in settings.items()}
+    return kept | {"POSE_PORT": "0", "MALLOC_MMAP_THRESHOLD_": str(2**17)} | asked
 
 
 def _start(log_file: Path, wait: bool = True, **settings: object) -> Service:
