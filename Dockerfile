@@ -16,16 +16,19 @@ RUN rm -rf cv2/data/*.xml onnxruntime/transformers onnxruntime/quantization onnx
     rm -f onnxruntime/capi/libonnxruntime.so.* && \
     find . -type d -name tests -prune -exec rm -rf {} + && \
     strip --strip-unneeded uvloop/*.so httptools/parser/*.so
+WORKDIR /srv
+COPY app app
+COPY model_store model_store
+# The checkout may be one that only its owner reads (umask 077); the service runs as another user.
+RUN chmod -R a+rX . && python -m compileall -q app
 
 FROM python:3.13-slim
 LABEL org.opencontainers.image.title="LPN pose service" \
       org.opencontainers.image.description="COCO keypoints of the people in a photo, on CPUs, over HTTP" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=builder /opt/venv /opt/venv
+COPY --from=builder /srv /srv
 WORKDIR /srv
-COPY app app
-COPY model_store model_store
-RUN /opt/venv/bin/python -m compileall -q app
 ENV PATH=/opt/venv/bin:$PATH POSE_HOST=0.0.0.0 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 EXPOSE 8000

@@ -16,6 +16,9 @@ def main() -> int:
     # Until the server takes them: as the first process of a container it would not be stopped by them otherwise.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    if sys.argv[1:]:
+        print(f"{sys.argv[1]}: there are no arguments; settings are POSE_… in the environment (README.md)", file=sys.stderr)
+        return 1
     from pydantic import ValidationError
 
     from app.settings import Settings, strange_settings

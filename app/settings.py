@@ -1,5 +1,6 @@
 """Every setting of the service: environment variable POSE_<NAME>, its unit, its default and why."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +32,7 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         50_000_000,
         ge=1,
+        le=2**31 - 1,
         description="Pixels of a picture, read from its header before decoding. 150 MB then, 300 to 610 MB meanwhile.",
     )
     max_images: int = Field(16, ge=1, description="Pictures in a request.")
@@ -60,7 +62,7 @@ class Settings(BaseSettings):
         le=64,
         description="Crops in one call of the network. Larger batches are no faster on a CPU, and less fair.",
     )
-    lanes: int = Field(0, ge=0, description="Threads that run networks; 0: one a core of the quota and affinity.")
+    lanes: int = Field(0, ge=0, le=1024, description="Threads that run networks; 0: one a core of the quota and affinity.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Keys that clients must send one of, separated by commas. None: everybody may ask."
     )
@@ -82,6 +84,14 @@ class Settings(BaseSettings):
         if value and not parts:  # who writes "," wants keys: none would open the service to everybody
             raise ValueError("there is nothing between the commas")
         return parts
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _as_browsers_send_them(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+", origin):
+                raise ValueError(f"{origin} is no origin: scheme and host in small letters without a slash, https://example.org")
+        return value
 
     @field_validator("max_timeout_ms")
     @classmethod

@@ -104,6 +104,9 @@ def draw_lines(axes: Axes, panel: Panel, answers: list[Series]) -> None:
 def draw_heat_map(axes: Axes, panel: Panel, answers: list[Series]) -> None:
     """Cumulative buckets by `le` → how many fell into each."""
     rows = sorted(((float(labels["le"]), at, values) for labels, at, values in answers[0]), key=lambda row: row[0])
+    if not rows:
+        axes.text(0.5, 0.5, panel["fieldConfig"]["defaults"]["noValue"], ha="center", color=COLOURS["text"], transform=axes.transAxes)
+        return
     times = sorted({moment for _, at, _ in rows for moment in at})
     counts = np.array([[dict(zip(at, values, strict=True)).get(moment, 0.0) for moment in times] for _, at, values in rows])
     counts = np.diff(counts, axis=0, prepend=0)

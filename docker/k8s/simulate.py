@@ -1,7 +1,7 @@
 """The autoscaler of scaling.yaml against a day's load: `python docker/k8s/simulate.py [--peak 278] [--people 3]`.
 
 Time goes in steps of a second. People arrive by a day's curve with bursts; replicas run them at a fixed rate and refuse what
-their queues have no room for; KEDA looks every ten seconds at the busy lanes and the waiting crops of the last thirty (the
+their queues have no room for; KEDA is asked every fifteen seconds for the busy lanes and the waiting crops of the last thirty (the
 first two triggers; the third, the guard, is not simulated), and a new replica takes a while to be ready.
 """
 
@@ -11,7 +11,7 @@ import random
 from collections import deque
 
 DAY = 86_400
-POLL, AVERAGED, TOLERANCE = 10, 30, 0.1
+POLL, AVERAGED, TOLERANCE = 15, 30, 0.1  # the autoscaler of Kubernetes asks every 15 seconds
 BUSY_GOAL, WAIT_GOAL = 0.7, 2.0  # share of the lanes; seconds of work waiting a replica
 LEAST, MOST = 2, 60
 QUEUE = 400  # crops a replica, POSE_QUEUE_CROPS

@@ -23,13 +23,12 @@ STORE = ROOT / "model_store"
 JPEG = {"Content-Type": "image/jpeg"}
 
 
-def refusal(**settings: object) -> str:
+def refusal(*arguments: str, **settings: object) -> str:
     """What a service that does not start says; it must end by itself, with a code other than 0."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("POSE_")}
     environment |= {"POSE_PORT": "0"} | {f"POSE_{name.upper()}": str(value) for name, value in settings.items()}
-    ended = subprocess.run(
-        [sys.executable, "-m", "app"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
-    )
+    command = [sys.executable, "-m", "app", *arguments]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode != 0
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
@@ -53,6 +52,10 @@ def refusal(**settings: object) -> str:
         ("detector", "nobody"),
         ("drain_s", ""),
         ("api_keys", ", ,"),
+        ("cors_origins", "https://a.example,https://b.example/"),
+        ("cors_origins", "c.example"),
+        ("max_image_pixels", "99999999999999999999"),
+        ("lanes", "5000"),
         ("max_timeout_ms", "9999"),
     ],
 )
@@ -70,6 +73,10 @@ def test_every_wrong_setting_is_told():
 
 def test_a_setting_that_there_is_not_is_told_for_a_misspelt_key_would_open_the_service():
     assert refusal(api_key="secret") == "POSE_API_KEY: there is no such setting\n"
+
+
+def test_arguments_are_told_to_mean_nothing():
+    assert refusal("--port", "9999").startswith("--port: there are no arguments; settings are POSE_…")
     assert refusal(api_key="secret", lane="2").count("\n") == 2
 
 
