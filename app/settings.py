@@ -90,7 +90,9 @@ class Settings(BaseSettings):
     def _as_browsers_send_them(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
             if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+", origin):
-                raise ValueError(f"{origin} is no origin: scheme and host in small letters without a slash, https://example.org")
+                raise ValueError(
+                    f"{origin} is no origin: scheme and host in small letters without a slash, https://example.org"
+                )
         return value
 
     @field_validator("max_timeout_ms")

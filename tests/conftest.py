@@ -73,7 +73,7 @@ StartService = Callable[..., Service]
 def _environment(**settings: object) -> dict[str, str]:
     """This process's environment with the service's settings replaced by the given ones.
 
-    glibc gives large blocks back at once and keeps none for later ones, so that the tests of memory see what the service holds.
+    glibc gives large blocks back at once and keeps none for later, so that tests of memory see what the service holds.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("POSE_")}
     asked = {f"POSE_{name.upper()}": str(value) for name, value in settings.items()}

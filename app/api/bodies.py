@@ -23,9 +23,10 @@ from app.api.schemas import JsonBody, JsonImage, Options
 from app.settings import Settings
 
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream")
-_FORM_FIELDS = 32
+_FORM_FIELDS = 32  # beside a field for each box
 _FIELD_BYTES = 2**20  # of a form's field: 1,600 boxes of long numbers are a tenth of it
 _JSON_TOKENS = 200_000  # brackets and commas; 1,600 boxes are 8,000, and a small body of more makes objects without number
+_LINE_ENDS = {ord(end): None for end in "\r\n"}  # base64 often comes in lines
 _TOLD_ERRORS, _TOLD_CHARACTERS = 20, 80  # of what a client made up: an answer stays small
 _WISHES = {  # pydantic's kind of error → what it must be, in our words
     "bool_parsing": "true or false",
@@ -69,6 +70,11 @@ class PoseRequest:
 
 async def read_pose_request(request: Request, settings: Settings) -> PoseRequest:
     """Read and check a request. Raises Problem."""
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise Problem(
+            "unsupported_media_type", f"Content-Encoding is {coding[:80]}; bodies are taken as they are, uncompressed."
+        )
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     query = _single_values(request.query_params.multi_items(), "query")
     if kind == "multipart/form-data":
@@ -78,14 +84,13 @@ async def read_pose_request(request: Request, settings: Settings) -> PoseRequest
     elif kind in PICTURE_TYPES:
         data = await request.body()
         boxes = _boxes_of_one(query.pop("boxes", None), ("query", "boxes"), settings)
-        asked = PoseRequest([PictureIn(0, None, data, boxes)], _options(query, "query"))
+        asked = PoseRequest([PictureIn(0, None, data, boxes)], _options(query, "query", settings))
     else:
         raise Problem(
             "unsupported_media_type",
             f"Content-Type is {kind or 'missing'}; send one of {', '.join(PICTURE_TYPES)} (curl: -H 'Content-Type: "
             "image/jpeg'), multipart/form-data or application/json.",
         )
-    _check_limits(asked.options, settings)
     return asked
 
 
@@ -111,16 +116,28 @@ async def _from_form(request: Request, query: dict[str, str], settings: Settings
         pictures = [
             PictureIn(number, file.filename or None, await file.read(), boxes[number]) for number, file in enumerate(files)
         ]
-        options = _options(query, "query").model_copy(update=_options(in_form, "form").model_dump(exclude_unset=True))
+        options = _options(query, "query", settings).model_copy(
+            update=_options(in_form, "form", settings).model_dump(exclude_unset=True)
+        )
         return PoseRequest(pictures, options)
     finally:
         await form.close()
 
 
 class _FormParser(MultiPartParser):
-    """Starlette's parser, which takes a form that breaks off for a whole one, with an eye for the closing boundary."""
+    """Starlette's parser with an eye for the closing boundary, for which a picture needs no file name.
+
+    Its own takes a form that breaks off for a whole one, and a part without a file name for a field.
+    """
 
     ended = False
+
+    def on_headers_finished(self) -> None:
+        disposition = self._current_part.content_disposition or b""
+        _, of_part = parse_options_header(disposition)
+        if of_part.get(b"name") == b"image" and b"filename" not in of_part:
+            self._current_part.content_disposition = disposition + b'; filename=""'
+        super().on_headers_finished()
 
     def on_end(self) -> None:
         self.ended = True
@@ -136,7 +153,7 @@ async def _parsed_form(request: Request, settings: Settings) -> FormData:
         request.headers,
         request.stream(),
         max_files=10 * settings.max_images,
-        max_fields=_FORM_FIELDS,
+        max_fields=settings.max_boxes + _FORM_FIELDS,
         max_part_size=_FIELD_BYTES,
     )
     parser.spool_max_size = settings.max_body_bytes  # parts stay in memory: the body is limited already
@@ -145,6 +162,9 @@ async def _parsed_form(request: Request, settings: Settings) -> FormData:
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
         if "Too many files" in str(error):
             raise _too_many_images(f"more than {10 * settings.max_images}", settings) from error
+        if "Too many fields" in str(error):
+            most = settings.max_boxes + _FORM_FIELDS
+            raise Problem("malformed_body", f"The form holds over {most} fields beside its pictures.") from error
         if "maximum size" in str(error):
             raise Problem("malformed_body", f"A field of the form has over {_FIELD_BYTES:,} bytes.") from error
         raise Problem("malformed_body", "The body is not valid multipart/form-data, or its boundary is missing.") from error
@@ -160,7 +180,10 @@ def _json_object(body: bytes) -> dict[str, Any]:
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Problem("malformed_body", f"The body is not valid JSON (line {error.lineno}, column {error.colno}).") from error
+        raise Problem(
+            "malformed_body",
+            f"The body is not valid JSON, or holds a number out of range (line {error.lineno}, column {error.colno}).",
+        ) from error
     if not isinstance(content, dict):
         raise Problem("malformed_body", "The body must be a JSON object with a list named images.")
     return content
@@ -180,11 +203,12 @@ def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRe
         raise at("invalid_option", ("query", min(repeated)), "is given in the body as well")
     if "boxes" in query:
         raise at("invalid_option", ("query", "boxes"), "is not taken beside JSON, where each picture has boxes of its own")
-    in_query = _options(query, "query")
+    in_query = _options(query, "query", settings)
     try:
         parsed = JsonBody.model_validate(content, strict=True)  # true is no number, and "yes" is not true
     except ValidationError as error:
         raise _of_errors([_told(found) for found in error.errors()]) from error
+    _check_limits(parsed, settings)
     pictures = [_json_picture(number, picture, settings) for number, picture in enumerate(parsed.images)]
     if len({picture.id for picture in pictures}) < len(pictures):
         raise at("invalid_option", ("images",), "must have ids that differ")
@@ -193,12 +217,12 @@ def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRe
 
 def _json_picture(number: int, picture: JsonImage, settings: Settings) -> PictureIn:
     text = picture.data
-    if text.startswith("data:"):
+    if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
-        if not head.endswith(";base64"):
+        if not head.lower().endswith(";base64"):
             raise at("invalid_image", ("images", number, "data"), "is a data: text without base64")
     try:
-        data = base64.b64decode(text, validate=True)
+        data = base64.b64decode(text.translate(_LINE_ENDS), validate=True)
     except (binascii.Error, ValueError) as error:
         raise at("invalid_image", ("images", number, "data"), "is not valid base64") from error
     boxes = None if picture.boxes is None else _checked_boxes(picture.boxes, ("images", number, "boxes"), settings)
@@ -267,7 +291,7 @@ def _parsed_json(text: str, loc: Location) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise at("invalid_box", loc, "is not valid JSON") from error
+        raise at("invalid_box", loc, "is not valid JSON, or holds a number out of range") from error
 
 
 def _single_values(items: Sequence[tuple[str, str]], where: str) -> dict[str, str]:
@@ -280,12 +304,14 @@ def _single_values(items: Sequence[tuple[str, str]], where: str) -> dict[str, st
     return values
 
 
-def _options(values: Mapping[str, str], where: str) -> Options:
+def _options(values: Mapping[str, str], where: str, settings: Settings) -> Options:
     _refuse_strangers(values, Options, (where,))
     try:
-        return Options.model_validate(values)
+        options = Options.model_validate(values)
     except ValidationError as error:
         raise _of_errors([_told(found, where) for found in error.errors()]) from error
+    _check_limits(options, settings, where)
+    return options
 
 
 def _refuse_strangers(values: Mapping[str, Any], known: type[BaseModel], where: Location) -> None:
@@ -311,12 +337,14 @@ def _of_errors(errors: Sequence[FieldError]) -> Problem:
     return Problem("invalid_option", f"{'.'.join(map(str, errors[0].loc))} {errors[0].msg}.", errors[:_TOLD_ERRORS])
 
 
-def _check_limits(options: Options, settings: Settings) -> None:
+def _check_limits(options: Options, settings: Settings, *where: str) -> None:
     """The limits of options that depend on the settings."""
     if options.timeout_ms is not None and options.timeout_ms > settings.max_timeout_ms:
-        raise at("invalid_option", ("timeout_ms",), f"is {options.timeout_ms}; at most {settings.max_timeout_ms} is taken")
+        raise at(
+            "invalid_option", (*where, "timeout_ms"), f"is {options.timeout_ms}; at most {settings.max_timeout_ms} is taken"
+        )
     if options.max_people is not None and options.max_people > settings.max_boxes:
-        raise at("invalid_option", ("max_people",), f"is {options.max_people}; at most {settings.max_boxes} is taken")
+        raise at("invalid_option", (*where, "max_people"), f"is {options.max_people}; at most {settings.max_boxes} is taken")
 
 
 def _check_count(count: int, settings: Settings) -> None:

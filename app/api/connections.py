@@ -104,6 +104,13 @@ class Connection(HttpToolsProtocol):
         elif self._head_complete and self._framing_bytes > _HEAD_BYTES:
             self._refuse(Problem("malformed_body", f"The body has over {_HEAD_BYTES:,} bytes without any content."))
 
+    def eof_received(self) -> None:
+        """The client sends no more. Half a request is told so, since it may still read."""
+        first = self.idle or (self._head_complete and not self.pipeline)  # no other answer comes before
+        if self._head_bytes and first and not self.transport.is_closing():
+            what = "body" if self._head_complete else "head"
+            self._refuse(Problem("malformed_body", f"The connection ended before the request's {what} did."))
+
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= _SENT_AHEAD:
             raise ValueError("too many requests sent ahead")  # the parser stops, and tells it as what is not HTTP

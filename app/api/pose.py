@@ -42,7 +42,7 @@ async def pose(request: Request) -> Response:
     pipeline: Pipeline = request.app.state.pipeline
     seconds: dict[str, float] = request.state.seconds
     started = time.perf_counter()
-    accept = ",".join(request.headers.getlist("accept") or ["*/*"])
+    accept = ",".join(request.headers.getlist("accept")).strip() or "*/*"
     accepted_type(accept)  # or the body is not worth reading
     asked = await read_pose_request(request, settings)
     answer_type = accepted_type(accept, len(asked.pictures))

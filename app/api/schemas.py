@@ -9,17 +9,16 @@ from app.api.problems import PROBLEMS
 _BOXES_SCHEMA = {
     "type": "array",
     "items": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4},
-    "description": "The people's boxes, [x, y, width, height] in pixels of the upright picture.",
+    "description": "The people's boxes, [x, y, width, height] in pixels of the upright picture, at least one wide or high.",
 }
 # Boxes are checked in bodies.py, which tells a bad box from a bad option and counts before it converts.
 Boxes = Annotated[Any, WithJsonSchema(_BOXES_SCHEMA)]
 # Lists of one length rather than tuples, which many readers of OpenAPI do not know.
 BoxOut = Annotated[list[float], Field(min_length=4, max_length=4)]
 Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
-# 1000.0 is an integer in JSON's eyes.
-Whole = Annotated[
-    int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
-]
+# 1000.0 is an integer in JSON's eyes. Limits stand before it in an Annotated, else OpenAPI is not told of them.
+_WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+Count = Annotated[int, Field(ge=1), _WHOLE]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -36,9 +35,11 @@ class Options(BaseModel):
         None, description="Score from which a keypoint is called visible (v = 2) in coco. Default: the model's."
     )
     detection_threshold: Share | None = Field(None, description="Least score of a found person. Default: the detector's.")
-    max_people: Whole | None = Field(None, ge=1, description="Found people a picture, best first. Default 50.")
+    max_people: Count | None = Field(
+        None, description="Found people a picture, by the detector's score at most as many. Default 50."
+    )
     flip_test: bool = Field(False, description="Average with the mirrored crop: twice the work, a little better.")
-    timeout_ms: Whole | None = Field(None, ge=1, description="Deadline of this request in milliseconds.")
+    timeout_ms: Count | None = Field(None, description="Deadline of this request in milliseconds.")
 
 
 class JsonImage(BaseModel):
@@ -47,7 +48,9 @@ class JsonImage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = Field(description="The picture file in base64, with or without a data:image/…;base64, prefix.")
-    id: Whole | None = Field(None, ge=0, lt=2**53, description="The picture's id in the answer. Default: its place.")
+    id: Annotated[int, Field(ge=0, lt=2**53), _WHOLE] | None = Field(
+        None, description="The picture's id in the answer. Default: its place."
+    )
     file_name: str | None = Field(None, max_length=1024, description="Given back in the answer.")
     boxes: Boxes | None = None
 

@@ -417,7 +417,7 @@ def _found_boxes(found: _Found, width: float, height: float) -> tuple[Float64, n
 
 
 def _people(model: PoseModel, prepared: list[_Prepared], results: list[Float32]) -> list[People]:
-    """The results of all crops, dealt out to their pictures and mapped into their pixels; who was found twice, once."""
+    """The results of all crops, dealt out to their pictures and mapped into their pixels; who was found: once, best first."""
     joints = len(model.description.keypoints.names)
     cells = np.stack(results) if results else np.zeros((0, joints, 3), np.float32)
     people, start = [], 0
@@ -425,7 +425,10 @@ def _people(model: PoseModel, prepared: list[_Prepared], results: list[Float32])
         keypoints = model.to_picture(cells[start : start + len(picture.boxes)], picture.crops)
         start += len(picture.boxes)
         scores = person_scores(keypoints, picture.box_scores)
-        kept = distinct_people(keypoints, scores, picture.boxes) if picture.found else np.ones(len(scores), np.bool_)
+        kept = np.arange(len(scores))
+        if picture.found:
+            kept = np.flatnonzero(distinct_people(keypoints, scores, picture.boxes))
+            kept = kept[np.argsort(-scores[kept], kind="stable")]
         columns = (each[kept] for each in (picture.boxes, picture.box_scores, keypoints, scores))
         people.append(People(picture.width, picture.height, *columns))
     return people

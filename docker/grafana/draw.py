@@ -73,6 +73,11 @@ def draw_stat(axes: Axes, panel: Panel, answers: list[Series]) -> None:
     axes.set_yticks([])
 
 
+def draw_nothing(axes: Axes, panel: Panel) -> None:
+    text = panel["fieldConfig"]["defaults"]["noValue"]
+    axes.text(0.5, 0.5, text, ha="center", color=COLOURS["text"], transform=axes.transAxes)
+
+
 def draw_lines(axes: Axes, panel: Panel, answers: list[Series]) -> None:
     defaults = panel["fieldConfig"]["defaults"]
     lines = [
@@ -81,7 +86,7 @@ def draw_lines(axes: Axes, panel: Panel, answers: list[Series]) -> None:
         for labels, at, values in series
     ]
     if not lines:
-        axes.text(0.5, 0.5, defaults["noValue"], ha="center", color=COLOURS["text"], transform=axes.transAxes)
+        draw_nothing(axes, panel)
     elif "stacking" in defaults["custom"]:
         times = sorted({moment for _, at, _ in lines for moment in at})
         heights = [[dict(zip(at, values, strict=True)).get(moment, 0.0) for moment in times] for _, at, values in lines]
@@ -105,7 +110,7 @@ def draw_heat_map(axes: Axes, panel: Panel, answers: list[Series]) -> None:
     """Cumulative buckets by `le` → how many fell into each."""
     rows = sorted(((float(labels["le"]), at, values) for labels, at, values in answers[0]), key=lambda row: row[0])
     if not rows:
-        axes.text(0.5, 0.5, panel["fieldConfig"]["defaults"]["noValue"], ha="center", color=COLOURS["text"], transform=axes.transAxes)
+        draw_nothing(axes, panel)
         return
     times = sorted({moment for _, at, _ in rows for moment in at})
     counts = np.array([[dict(zip(at, values, strict=True)).get(moment, 0.0) for moment in times] for _, at, values in rows])

@@ -1,8 +1,8 @@
 """The autoscaler of scaling.yaml against a day's load: `python docker/k8s/simulate.py [--peak 278] [--people 3]`.
 
 Time goes in steps of a second. People arrive by a day's curve with bursts; replicas run them at a fixed rate and refuse what
-their queues have no room for; KEDA is asked every fifteen seconds for the busy lanes and the waiting crops of the last thirty (the
-first two triggers; the third, the guard, is not simulated), and a new replica takes a while to be ready.
+their queues have no room for; KEDA is asked every fifteen seconds for the busy lanes and the waiting crops of the last thirty
+(the first two triggers; the third, the guard, is not simulated), and a new replica takes a while to be ready.
 """
 
 import argparse

@@ -28,6 +28,7 @@ from app.telemetry.metrics import Metrics
 
 BOX = "295,15,545,595"
 JPEG = {"Content-Type": "image/jpeg"}
+HEAD = b"POST /v1/pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,24 @@ def test_what_is_not_http_is_told_in_the_form_of_all_problems(strict, said):
     with connect(strict.port) as sock:
         sock.sendall(said)
         assert problem(read_to_end(sock)) == (400, "malformed_body")
+
+
+@pytest.mark.parametrize(
+    "said", [b"POST /v1/pose HTTP/1.1\r\nHost: x", HEAD, HEAD + b"abc"], ids=["head", "no body", "half a body"]
+)
+def test_a_request_that_ends_early_is_told_so(strict, said):
+    with connect(strict.port) as sock:
+        sock.sendall(said)
+        sock.shutdown(socket.SHUT_WR)
+        assert problem(read_to_end(sock)) == (400, "malformed_body")
+
+
+def test_a_connection_that_ends_between_requests_is_closed_without_a_word(patient):
+    with connect(patient.port) as sock:
+        sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in sock.recv(65_536)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_to_end(sock) == b""
 
 
 @pytest.mark.parametrize("piece", [b"X-Trailer: y\r\n" * 2000, b"X" * 20_000], ids=["many", "one"])

@@ -57,15 +57,17 @@ def test_everybody_is_found_and_the_best_comes_first(client, two_women):
     people = find(client, two_women)
     for box in TWO_WOMEN_BOXES:
         assert max(overlap(person["bbox"], box) for person in people) > 0.6
-    scores = [person["bbox_score"] for person in people]
+    scores = [person["score"] for person in people]
     assert scores == sorted(scores, reverse=True)
+    assert [person["id"] for person in people] == list(range(1, len(people) + 1))
 
 
 def test_options_say_how_many_and_how_sure(client, two_women):
     default = client.get("/v1/models").json()["models"][-1]["detection_threshold"]
     everybody = find(client, two_women, detection_threshold=0.01)
     assert min(person["bbox_score"] for person in everybody) < default
-    assert find(client, two_women, detection_threshold=0.01, max_people=1) == everybody[:1]
+    (most_surely_found,) = find(client, two_women, detection_threshold=0.01, max_people=1)
+    assert most_surely_found["bbox_score"] == max(person["bbox_score"] for person in everybody)
     assert all(person["bbox_score"] >= 0.3 for person in find(client, two_women, detection_threshold=0.3))
     assert find(client, two_women, detection_threshold=1) == []
 

@@ -226,11 +226,14 @@ def test_the_openapi_document_tells_the_limits_of_the_settings(limited):
     pose = limited.client.get("/openapi.json").json()["paths"]["/v1/pose"]["post"]
     of_query = {parameter["name"]: parameter["schema"] for parameter in pose["parameters"]}
     assert (of_query["timeout_ms"]["maximum"], of_query["max_people"]["maximum"]) == (20_000, 5)
+    assert of_query["timeout_ms"]["minimum"] == of_query["max_people"]["minimum"] == 1
     bodies = pose["requestBody"]["content"]
     for kind in ("multipart/form-data", "application/json"):
         fields = bodies[kind]["schema"]["properties"]
         assert fields["images" if kind == "application/json" else "image"]["maxItems"] == 3
-    assert fields["images"]["items"]["properties"]["boxes"]["anyOf"][0]["maxItems"] == 5
+    of_image = fields["images"]["items"]["properties"]
+    assert of_image["boxes"]["anyOf"][0]["maxItems"] == 5
+    assert (of_image["id"]["anyOf"][0]["minimum"], of_image["id"]["anyOf"][0]["exclusiveMaximum"]) == (0, 2**53)
 
 
 def test_the_openapi_document_tells_the_problems_of_each_page(client):

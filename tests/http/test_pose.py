@@ -88,14 +88,31 @@ def test_a_form_gives_the_same_numbers_as_a_picture(client, t_pose, plain):
         assert answer.json()["images"][0]["file_name"] == "a.jpg"
 
 
+@pytest.mark.parametrize("name", ['name="image"', "name=image", 'name="image"; filename=""'])
+def test_a_picture_of_a_form_needs_no_file_name(client, t_pose, plain, name):
+    form = b"--x\r\nContent-Disposition: form-data; " + name.encode() + b"\r\n\r\n" + t_pose + b"\r\n--x"
+    form += b'\r\nContent-Disposition: form-data; name="boxes"\r\n\r\n' + T_POSE.encode() + b"\r\n--x--\r\n"
+    answer = client.post("/v1/pose", content=form, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.json() == plain
+
+
+def test_boxes_of_a_form_may_be_repeated(client, t_pose):
+    fields = [("image", ("a.jpg", t_pose)), *(("boxes", (None, T_POSE)) for _ in range(40))]
+    assert len(client.post("/v1/pose", files=fields).json()["annotations"]) == 40
+
+
 def test_options_of_a_form_may_stand_in_the_query(client, t_pose, plain):
     answer = client.post("/v1/pose", params={"boxes": T_POSE}, files={"image": t_pose})
     assert answer.json()["annotations"] == plain["annotations"]
 
 
 def test_json_gives_the_same_numbers_as_a_picture(client, t_pose, plain):
-    for prefix in ("", "data:image/jpeg;base64,"):
-        answer = post_json(client, [{"data": prefix + text(t_pose), "boxes": T_POSE_BOXES}])
+    for data in (
+        text(t_pose),
+        "data:image/jpeg;base64," + text(t_pose),
+        "DATA:IMAGE/JPEG;BASE64," + base64.encodebytes(t_pose).decode(),  # in lines
+    ):
+        answer = post_json(client, [{"data": data, "boxes": T_POSE_BOXES}])
         assert answer.json() == plain
 
 
@@ -299,6 +316,7 @@ def test_a_drawn_picture_is_upright(client, t_pose):
 def test_accept_is_weighed_as_the_client_weighs_it(client, t_pose):
     for accept, kind in (
         ("*/*", "application/json"),
+        ("", "application/json"),
         ("application/*", "application/json"),
         ("image/*", "image/jpeg"),
         ("image/png, application/json;q=0.5", "image/png"),
@@ -316,7 +334,7 @@ def test_accept_may_be_written_in_several_lines(client, t_pose):
 
 
 def test_other_kinds_of_answer_are_not_acceptable(client, t_pose):
-    for accept in ("text/html", "image/webp", "application/json;q=0", "", "nonsense"):
+    for accept in ("text/html", "image/webp", "application/json;q=0", "nonsense"):
         answer = post_picture(client, t_pose, accept, boxes=T_POSE)
         assert (answer.status_code, answer.json()["type"]) == (406, "/problems/not_acceptable"), accept
 

@@ -288,10 +288,13 @@ def test_boxes_of_several_pictures_must_be_a_list_for_each(client, small):
 )
 def test_an_option_unknown_or_out_of_range_is_an_invalid_option(client, small, options):
     (name,) = options
-    assert_problem(post(client, small, **options), 422, "invalid_option", name)
     form = {"boxes": "1,1,9,9"} | options
-    assert_problem(client.post("/v1/pose", files={"image": small}, data=form), 422, "invalid_option", name)
-    assert_problem(post_json(client, {"images": [image(small)]} | options), 422, "invalid_option", name)
+    for where, answer in (
+        (["query"], post(client, small, **options)),
+        (["form"], client.post("/v1/pose", files={"image": small}, data=form)),
+        ([], post_json(client, {"images": [image(small)]} | options)),
+    ):
+        assert assert_problem(answer, 422, "invalid_option", name)["errors"][0]["loc"] == [*where, name]
 
 
 @pytest.mark.parametrize(
@@ -413,7 +416,7 @@ def test_ids_must_differ(client, small):
 
 
 @pytest.mark.parametrize(
-    "data", ["????", "AAA", "AA=A", "ä", "data:image/png,hello", "data:", "QUJD\nQUJD ", "http://localhost/a.jpg"]
+    "data", ["????", "AAA", "AA=A", "ä", "data:image/png,hello", "data:", "QUJD QUJD", "http://localhost/a.jpg"]
 )
 def test_invalid_base64_is_an_invalid_image(client, small, data):
     assert_problem(post_json(client, {"images": [image(small, data=data)]}), 422, "invalid_image", "images.0.data")
@@ -467,8 +470,15 @@ def test_a_form_truncated_at_any_length_is_a_malformed_body(client, small):
 
 
 def test_a_form_without_a_picture_is_an_invalid_image(client, small):
-    for part in ({"boxes": (None, "1,1,9,9")}, {"image": (None, small)}):
+    for part in ({"boxes": (None, "1,1,9,9")}, {"image": (None, "people.jpg")}):
         assert_problem(client.post("/v1/pose", files=part), 422, "invalid_image", "image")
+
+
+def test_a_form_of_too_many_fields_is_told_so(client, small):
+    fields = [("image", ("a", small)), *(("boxes", (None, "1,1,9,9")) for _ in range(101))]
+    assert_problem(client.post("/v1/pose", files=fields), 413, "too_many_boxes", "101")
+    fields += [("boxes", (None, "1,1,9,9"))] * 32
+    assert_problem(client.post("/v1/pose", files=fields), 400, "malformed_body", "132 fields")
 
 
 @pytest.mark.parametrize("charset", ["unicode_escape", "utf-7", "idna", "punycode", "utf-16", "rot13", "zlib", "nonsense"])
@@ -499,6 +509,14 @@ def test_a_file_part_of_another_name_is_an_invalid_option(client, small):
 )
 def test_another_kind_of_body_is_an_unsupported_media_type(client, small, kind):
     assert_problem(post(client, small, kind), 415, "unsupported_media_type", "image/jpeg")
+
+
+def test_a_compressed_body_is_an_unsupported_media_type(client, small):
+    for coding in ("gzip", "br, gzip"):
+        answer = client.post("/v1/pose", content=small, headers={"Content-Type": "image/png", "Content-Encoding": coding})
+        assert_problem(answer, 415, "unsupported_media_type", f"Content-Encoding is {coding}")
+    as_it_is = {"Content-Type": "image/png", "Content-Encoding": "Identity"}
+    assert client.post("/v1/pose", params={"boxes": "1,1,9,9"}, content=small, headers=as_it_is).status_code == 200
 
 
 def test_a_body_without_a_kind_is_an_unsupported_media_type(client, small):
