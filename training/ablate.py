@@ -108,15 +108,19 @@ def torch_estimator(model: LPN, height: int, device: torch.device) -> Estimator:
 
 
 def measured(run: Run) -> dict[str, Accuracy]:
-    """The accuracy of a finished run on every dev set, measured once and then read from its folder."""
-    file = run.place.folder / "accuracy.json"
+    """The accuracy of a finished run on every dev set, measured once and then read from its folder.
+
+    With another decoder or other dev sets it is measured anew.
+    """
+    sets = dev_sets(run.data)
+    measured_by = hashlib.sha256(repr(OURS).encode())
+    for annotations in sets.values():
+        measured_by.update(annotations.read_bytes())
+    file = run.place.folder / f"accuracy-{measured_by.hexdigest()[:12]}.json"
     if not file.exists():
         model = read_lpn(run.place.folder / "weights.pth", run.config.depth, run.config.attention).to(run.device).eval()
         estimate = torch_estimator(model, run.config.stages[-1].height, run.device)
-        found = {
-            name: evaluate_set(annotations, None, labelled_boxes, estimate)[PLAIN]
-            for name, annotations in dev_sets(run.data).items()
-        }
+        found = {name: evaluate_set(annotations, None, labelled_boxes, estimate)[PLAIN] for name, annotations in sets.items()}
         write_whole(file, json.dumps({name: dataclasses.asdict(accuracy) for name, accuracy in found.items()}, default=list))
     content = json.loads(file.read_text())
     return {
@@ -144,24 +148,29 @@ def tables(rows: dict[str, dict[str, Accuracy]], budget: int) -> str:
 
 
 def _claim(file: Path, config: Config, start: str | None) -> None:
-    """Write what makes a run what it is into its folder: its config and the hash of the weights that it starts from.
+    """Write what makes a run what it is into its folder: its config, and the hashes of its start and of its teacher.
 
     Raises DataError where something else is there: its results are another run's.
     """
-    written = json.dumps({"start": start, "config": config.model_dump(mode="json")}, indent=1)
+    hashes = {"start": start} | ({"teacher": _hash(config.distillation.weights)} if config.distillation else {})
+    written = json.dumps(hashes | {"config": config.model_dump(mode="json")}, indent=1)
     if file.exists() and file.read_text() != written:
         raise DataError(f"{file} is of another config or start; give another --out or remove {file.parent}")
     write_whole(file, written)
+
+
+def _hash(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def ablate(arguments: argparse.Namespace) -> None:
     """Train and measure every run, and write the table anew after each. Raises DataError."""
     device = torch.device(arguments.device)
     whole = place_of(arguments.out, arguments.minutes)
-    try:
-        start = hashlib.sha256(arguments.start.read_bytes()).hexdigest() if arguments.start else None
-    except OSError as error:
-        raise DataError(f"{arguments.start} cannot be read: {error.strerror}") from error
+    start = _hash(arguments.start) if arguments.start else None
     rows: dict[str, dict[str, Accuracy]] = {}
     for variant in variants(arguments.config):
         place = dataclasses.replace(whole, folder=arguments.out / variant.folder)

@@ -56,7 +56,7 @@ class Stage(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    height: int = Field(multiple_of=64)  # ¾ of it, the width, must be a multiple of 16
+    height: int = Field(gt=0, multiple_of=64)  # ¾ of it, the width, must be a multiple of 16
     crops: int = Field(ge=1)
     batch: int = Field(ge=1)
     learning_rate: float
@@ -67,6 +67,12 @@ class Stage(BaseModel):
     average: float = 0.998  # of the weights, a step
     placement: float = 1.0  # weight of the placement loss beside the squared error
     hardest: int = Field(17, ge=1, le=17)  # joints of a person that count: those with the largest loss
+
+    @model_validator(mode="after")
+    def _some_step(self) -> Self:
+        if self.crops < self.batch:
+            raise ValueError("crops are fewer than one batch")
+        return self
 
 
 class Distillation(BaseModel):

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ASPECT = 192 / 256
 KEYPOINTS = len(NAMES)
+_FARTHEST = 1_000_000  # pixels, of a box
 _REGION = 1.4  # the cached part of the picture, as a multiple of the padded box: room for shift, scale and rotation
 
 
@@ -85,26 +86,47 @@ def read_annotations(annotation_file: Path) -> dict[str, Any]:
 
 def _people_of(content: dict[str, Any]) -> dict[str, Any]:
     """A COCO file's content with the annotations of people alone, checked. Raises KeyError and ValueError."""
-    known = {image["id"] for image in content["images"] if image["file_name"] and image["width"] and image["height"]}
+    for image in content["images"]:
+        _check_image(image)
+    known = {image["id"] for image in content["images"]}
     person = next((each["id"] for each in content.get("categories", []) if each["name"] == "person"), 1)
     people = []
     for annotation in content["annotations"]:
         if annotation.get("category_id", person) != person:
             continue
-        number, keypoints = annotation["id"], annotation.get("keypoints", [])
         if annotation["image_id"] not in known:
-            raise ValueError(f"annotation {number} is of an image that there is not")
-        _check_numbers(annotation, "bbox", 4)
-        if keypoints and "area" not in annotation:
-            raise ValueError(f"annotation {number} has keypoints and no area")
-        if keypoints or annotation.get("num_keypoints", 0):
-            _check_numbers(annotation, "keypoints", 3 * KEYPOINTS)
-        if "keypoint_weights" in annotation:
-            _check_numbers(annotation, "keypoint_weights", KEYPOINTS)
+            raise ValueError(f"annotation {annotation['id']} is of an image that there is not")
+        _check_person(annotation)
+        keypoints = annotation.get("keypoints", [])
         width, height = annotation["bbox"][2:]
         known_of_all = {"num_keypoints": sum(seen > 0 for seen in keypoints[2::3]), "area": width * height}
         people.append({**known_of_all, **annotation, "category_id": 1})
     return {**content, "annotations": people, "categories": [{"id": 1, "name": "person"}]}
+
+
+def _check_image(image: dict[str, Any]) -> None:
+    """Raise ValueError unless an image has a file's name and a size, and KeyError where it lacks one."""
+    named = isinstance(image["file_name"], str) and isinstance(image.get("zip", ""), str | None)
+    if not named or not all(isinstance(image[side], int | float) and image[side] > 0 for side in ("width", "height")):
+        raise ValueError(f"image {image['id']} has no file_name, or no width and height in pixels")
+
+
+def _check_person(annotation: dict[str, Any]) -> None:
+    """Raise ValueError for what is no person's annotation, and KeyError where it lacks something."""
+    number, keypoints = annotation["id"], annotation.get("keypoints", [])
+    _check_numbers(annotation, "bbox", 4)
+    if any(abs(value) > _FARTHEST for value in annotation["bbox"]):
+        raise ValueError(f"annotation {number} has a bbox that reaches beyond {_FARTHEST:,} pixels")
+    if keypoints and "area" not in annotation:
+        raise ValueError(f"annotation {number} has keypoints and no area")
+    for key in ("area", "num_keypoints"):
+        value = annotation.get(key, 0)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"annotation {number} has {key} {value!r}, which is no number")
+    if keypoints or annotation.get("num_keypoints", 0):
+        _check_numbers(annotation, "keypoints", 3 * KEYPOINTS)
+    if "keypoint_weights" in annotation:
+        _check_numbers(annotation, "keypoint_weights", KEYPOINTS)
 
 
 def _check_numbers(annotation: dict[str, Any], key: str, count: int) -> None:

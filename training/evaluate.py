@@ -80,21 +80,25 @@ def labelled_boxes(picture: Picture) -> Boxes:
 
 
 def detected_boxes(file: Path) -> Callable[[Picture], Boxes]:
-    """The boxes of a COCO detection file, raw as they stand; other categories than 1 are left out. Raises DataError."""
-    by_image: dict[int, list[tuple[list[float], float]]] = {}
+    """The boxes of a COCO detection file, raw as they stand, but those of other categories than 1 or without area.
+
+    Raises DataError.
+    """
+    by_image: dict[int, list[Float64]] = {}
     try:
         for detection in json.loads(file.read_bytes()):
             if detection["category_id"] == 1:
-                if len(detection["bbox"]) != 4:
-                    raise ValueError(f"{detection['bbox']} is no box")  # noqa: TRY301
-                by_image.setdefault(detection["image_id"], []).append((detection["bbox"], detection["score"]))
+                row = np.array([*detection["bbox"], detection["score"]], np.float64)
+                if row.shape != (5,) or not np.isfinite(row).all():
+                    raise ValueError(f"box {detection['bbox']} with score {detection['score']}")  # noqa: TRY301
+                if row[2] > 0 and row[3] > 0:
+                    by_image.setdefault(detection["image_id"], []).append(row)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{file} is no list of detections: {error}") from error
 
     def boxes(picture: Picture) -> Boxes:
-        found = by_image.get(picture.image["id"], [])
-        places = np.array([place for place, _ in found], np.float64).reshape(-1, 4)
-        return Boxes(places, np.array([score for _, score in found], np.float64))
+        found = np.array(by_image.get(picture.image["id"], []), np.float64).reshape(-1, 5)
+        return Boxes(found[:, :4], found[:, 4])
 
     return boxes
 

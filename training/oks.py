@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from training.accuracy import ap_draws
+from training.files import DataError
 from training.keypoints import SIGMAS
 
 Float64 = npt.NDArray[np.float64]
@@ -52,8 +53,10 @@ def evaluate_results(ground_truth: dict[str, Any], results: list[dict[str, Any]]
     """COCO's AP, AP50, AP75, AP of medium and large people, and AR (pycocotools), and AP over drawn pictures [1000].
 
     Annotations without keypoints and crowds count neither for nor against. A measure is -1 where
-    there are no such people.
+    there are no such people. Raises DataError for places or scores that are not finite: COCOeval takes them for perfect.
     """
+    if not all(np.isfinite([*result["keypoints"], result["score"]]).all() for result in results):
+        raise DataError("the model finds keypoints or scores that are not finite")
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         unlabelled = {"iscrowd": 0, "num_keypoints": 0, "keypoints": [0] * 51}  # boxes alone, which COCOeval then ignores

@@ -14,7 +14,7 @@ from app.inference.pose import PoseModel
 from training import ablate
 from training.config import Config
 from training.data import Picture
-from training.decoders import OURS
+from training.decoders import OURS, Decoder
 from training.detector.train import Config as DetectorConfig
 from training.estimators import decoder_of, local_estimator
 from training.export import export
@@ -95,6 +95,10 @@ def test_runs_are_trained_and_compared_and_finished_ones_not_again(folder, monke
     before = (folder / "out/recipe/weights.pth").stat().st_mtime_ns
     ablate.main()
     assert (folder / "out/recipe/weights.pth").stat().st_mtime_ns == before
+    assert len(list((folder / "out/recipe").glob("accuracy-*.json"))) == 1
+    monkeypatch.setattr(ablate, "OURS", Decoder(np.inf))  # measured with another decoder, it is another figure
+    ablate.main()
+    assert len(list((folder / "out/recipe").glob("accuracy-*.json"))) == 2
 
 
 @pytest.mark.filterwarnings("default")  # PyTorch's exporter warns of its own future

@@ -15,6 +15,7 @@ from app.inference.pose import PoseModel
 from training import accuracy, evaluate, oks, sheet
 from training.data import Picture
 from training.estimators import decoder_of, local_estimator, server_estimator
+from training.files import DataError
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
 STORED = Path(__file__).parents[2] / "model_store/lpn50/1"
@@ -85,6 +86,13 @@ def test_someone_outside_the_picture_leaves_the_others_with_their_boxes():
     people, boxes = evaluate.labelled_people(Picture({"width": 100, "height": 80}, [outside, inside], b""))
     assert [person["id"] for person in people] == [2]
     np.testing.assert_array_equal(boxes, [[10, 5, 49, 19]])
+
+
+@pytest.mark.parametrize("spoilt", [{"score": float("nan")}, {"keypoints": [float("nan")] * 51}])
+def test_places_that_are_no_numbers_are_not_taken_for_perfect(reference_results, spoilt):
+    truth = json.loads((REFERENCE / "annotations_mini.json").read_text())
+    with pytest.raises(DataError, match="not finite"):
+        oks.evaluate_results(truth, [*reference_results, reference_results[0] | spoilt])
 
 
 @pytest.mark.parametrize("extra", [{"num_keypoints": 0, "keypoints": [0] * 51}, {}, {"iscrowd": 1}])
@@ -287,6 +295,11 @@ def _with(folder, part, **fields):
     (folder / "people.json").write_text(json.dumps(content))
 
 
+def _detect(folder, **fields):
+    detection = {"image_id": 1, "category_id": 1, "bbox": [9, 9, 99, 99], "score": 0.5} | fields
+    (folder / "boxes.json").write_text(json.dumps([detection]))
+
+
 def _without(folder, part, field):
     content = json.loads((folder / "people.json").read_text())
     del content[part][0][field]
@@ -355,6 +368,18 @@ def test_a_service_that_is_not_there_is_told_in_one_line(coco_folder, monkeypatc
         (lambda folder: (folder / "boxes.json").write_text('[{"image_id": 1}]'), "boxes.json is no list of detections"),
         (lambda folder: (folder / "boxes.json").write_text("[]"), "no box in any picture of people.json"),
         (lambda folder: (folder / "boxes.json").write_text("{"), "boxes.json is no list of detections"),
+        (lambda folder: _detect(folder, bbox=[1, 2, "wide", 4]), "boxes.json is no list of detections"),
+        (
+            lambda folder: _detect(folder, bbox=[1, 2, float("nan"), 4]),
+            "boxes.json is no list of detections: box [1, 2, nan, 4]",
+        ),
+        (lambda folder: _detect(folder, score=None), "boxes.json is no list of detections: box"),
+        (lambda folder: _detect(folder, bbox=[9, 9, 0, 0]), "no box in any picture of people.json"),
+        (lambda folder: _with(folder, "annotations", area=None), "people.json: annotation 1 has area None"),
+        (lambda folder: _with(folder, "annotations", num_keypoints="3"), "people.json: annotation 1 has num_keypoints '3'"),
+        (lambda folder: _with(folder, "annotations", bbox=[1e300, 1, 2, 3]), "annotation 1 has a bbox that reaches beyond"),
+        (lambda folder: _with(folder, "images", width="320"), "people.json: image 1 has no file_name, or no width"),
+        (lambda folder: _with(folder, "images", zip=5), "people.json: image 1 has no file_name, or no width"),
     ],
 )
 def test_a_bad_file_is_named_in_one_line(coco_folder, tmp_path, monkeypatch, spoil, named):

@@ -1,6 +1,9 @@
 """The trainer on a tiny set: it learns, it goes on where it stopped, and gives the same weights either way."""
 
+import errno
 import json
+import os
+import re
 import resource
 import shutil
 import subprocess
@@ -127,6 +130,16 @@ def test_a_stage_starts_from_the_averaged_weights_of_the_one_before(data, tmp_pa
 def test_a_config_that_draws_nobody_is_refused(tmp_path, sets):
     (tmp_path / "config.toml").write_text(CONFIG.replace("drawn = 1.5", sets))
     with pytest.raises(DataError, match=r"config.toml: sets"):
+        Config.read(tmp_path / "config.toml")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"), [("crops = 1", "crops are fewer than one batch"), ("height = 0", "height: .*than 0")]
+)
+def test_a_config_that_no_run_can_follow_is_refused(tmp_path, changed, told):
+    key = changed.split()[0]
+    (tmp_path / "config.toml").write_text(re.sub(f"^{key} = .*", changed, CONFIG, count=1, flags=re.MULTILINE))
+    with pytest.raises(DataError, match=rf"config.toml: stages.0.*{told}"):
         Config.read(tmp_path / "config.toml")
 
 
@@ -364,6 +377,23 @@ def test_a_full_disk_is_told_and_leaves_the_file_that_was_there(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert file.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_files_that_belong_together_are_all_on_the_disk_before_one_is_replaced(tmp_path, monkeypatch):
+    files = [tmp_path / name for name in ("model.onnx", "golden.png", "model.toml")]
+    write_together(dict.fromkeys(files, b"before"))
+    synced = []
+
+    def full_in_the_end(descriptor):
+        synced.append(descriptor)
+        if len(synced) == len(files):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full_in_the_end)
+    with pytest.raises(DataError, match=r"model.toml cannot be written: No space left"):
+        write_together(dict.fromkeys(files, b"after"))
+    assert [file.read_bytes() for file in files] == [b"before"] * 3
+    assert sorted(tmp_path.iterdir()) == sorted(files)
 
 
 def test_files_that_belong_together_are_replaced_together(tmp_path):

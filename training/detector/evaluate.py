@@ -60,7 +60,7 @@ class Truth:
 
 
 def detections(detector: Detector, pictures: Iterator[Picture]) -> list[dict[str, Any]]:
-    """The boxes of every picture as COCO results, best first."""
+    """The boxes of every picture as COCO results, best first, but those in the letterbox's rim, as in the service."""
     results = []
     for picture in pictures:
         pixels = picture.pixels()
@@ -68,6 +68,8 @@ def detections(detector: Detector, pictures: Iterator[Picture]) -> list[dict[str
         rows = np.asarray(detector.network.run(letterbox.pixels[None]).values[0], np.float32)
         people = detector.found(rows, _LEAST_SCORE, _LIMIT)
         boxes = detection.to_picture(people[:, :4], letterbox.gain, pixels.shape[1], pixels.shape[0])
+        on_it = (boxes[:, 2:] >= 1).all(axis=1)
+        boxes, people = boxes[on_it], people[on_it]
         results += [
             {"image_id": picture.image["id"], "category_id": 1, "bbox": box, "score": score}
             for box, score in zip(boxes.round(2).tolist(), people[:, 4].astype(float).round(5).tolist(), strict=True)

@@ -7,11 +7,11 @@ As training.train: stages one after the other, each from the averaged weights of
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from training.command import one_line_faults
@@ -36,16 +36,22 @@ class Stage(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    size: int  # of the training pictures; photos are cut where they are larger
-    pictures: int
-    batch: int
+    size: int = Field(gt=0, multiple_of=32)  # of the training pictures; photos are cut where they are larger
+    pictures: int = Field(ge=1)
+    batch: int = Field(ge=1)
     learning_rate: float
-    scale: tuple[float, float]  # of photos, against the config's side
-    mosaic: float
+    scale: tuple[PositiveFloat, PositiveFloat]  # of photos, against the config's side
+    mosaic: float = Field(ge=0, le=1)
     sets: Shares | None = None  # instead of the config's
     backbone: float = 0.25  # its learning rate, as a share
     warm_up: int = 100  # steps
     average: float = 0.998  # of the weights, a step
+
+    @model_validator(mode="after")
+    def _some_step(self) -> Self:
+        if self.pictures < self.batch:
+            raise ValueError("pictures are fewer than one batch")
+        return self
 
 
 class Config(FromToml):

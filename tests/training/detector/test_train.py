@@ -75,6 +75,21 @@ def test_a_config_with_an_unknown_key_is_refused(tmp_path):
         Config.read(tmp_path / "config.toml")
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        ("size = 64", "size = 300", "stages.0.size: .*multiple of 32"),
+        ("batch = 2", "batch = 0", "stages.0.batch: .*greater than or equal to 1"),
+        ("scale = [0.4, 0.9]", "scale = [0, 1]", "stages.0.scale.0: .*greater than 0"),
+        ("pictures = 4", "pictures = 1", "stages.0: pictures are fewer than one batch"),
+    ],
+)
+def test_a_config_that_no_run_can_follow_is_refused(tmp_path, right, wrong, told):
+    (tmp_path / "config.toml").write_text(CONFIG.replace(right, wrong))
+    with pytest.raises(DataError, match=f"config.toml: {told}"):
+        Config.read(tmp_path / "config.toml")
+
+
 def test_a_file_of_other_weights_is_named(data, tmp_path, monkeypatch):
     file = tmp_path / "w.pth"
     torch.save({"stem.weight": torch.zeros(1)}, file)
