@@ -53,17 +53,19 @@ def export(
 
     With `people`, a COCO file whose people's crops tell the ranges of its values, the graph is in int8. Raises ValueError for
     weights that are no LPN's or a name that the store does not take, DataError where there are no such people, and ModelError
-    where the float32 graph differs from PyTorch by more than 1e-4. Nothing is written then, so that a model already there
-    stays whole.
+    for weights that are no numbers or where the float32 graph differs from PyTorch by more than 1e-4. Nothing is written then,
+    so that a model already there stays whole.
     """
     depth = depth_of(weights)
     model = LPN(depth).eval()
     model.load_state_dict({key: without_denormals(value) for key, value in weights.items()})
+    check_finite(model)
+    samples = None if people is None else samples_of(people, _first_person)
     crops = torch.zeros((2, HEIGHT, WIDTH, 3), dtype=torch.uint8)
     graph, precision = graph_of(ServedLPN(model), crops, "crops", ["heatmaps"]), "float32"
     _check(graph, model)
-    if people is not None:
-        graph, precision = in_int8(graph, "crops", samples_of(people, _first_person)), "int8"
+    if samples is not None:
+        graph, precision = in_int8(graph, "crops", samples), "int8"
     description = _toml(name, version, depth, precision, graph, decoder) + _golden(graph, decoder)
     ModelDescription.model_validate(tomllib.loads(description))
     folder = store / name / version
@@ -97,6 +99,13 @@ def without_denormals(values: Tensor) -> Tensor:
         return values
     values = values.float()
     return torch.where(values.abs() < torch.finfo(torch.float32).tiny, 0.0, values)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise ModelError where a model's weights or statistics are not finite."""
+    spoilt = [name for name, values in model.state_dict().items() if not values.isfinite().all()]
+    if spoilt:
+        raise ModelError(f"{spoilt[0]} is not finite" + (f", nor are {len(spoilt) - 1} more" if spoilt[1:] else ""))
 
 
 def graph_of(module: nn.Module, pictures: Tensor, name: str, outputs: list[str]) -> bytes:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from training.export import main as export
+
+_STORED = Path(__file__).parents[2] / "model_store/lpn50/1"
 _REFERENCE = Path(__file__).parents[1] / "data/reference"
 
 
@@ -15,6 +18,17 @@ def _signals_as_before():
     yield
     for kind, handler in before.items():
         signal.signal(kind, handler)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """A model in float32 of the shipped weights, by the command."""
+    store = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patched:
+        command = ["export", str(_STORED / "weights.pth"), "--name", "x", "--version", "1", "--store", str(store)]
+        patched.setattr("sys.argv", command)
+        export()
+    return store / "x/1"
 
 
 @pytest.fixture(scope="session")

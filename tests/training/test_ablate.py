@@ -14,10 +14,9 @@ from app.inference.pose import PoseModel
 from training import ablate
 from training.config import Config
 from training.data import Picture
-from training.decoders import OURS, Decoder
+from training.decoders import Decoder
 from training.detector.train import Config as DetectorConfig
 from training.estimators import decoder_of, local_estimator
-from training.export import export
 from training.files import DataError
 from training.weights import read_lpn
 
@@ -102,12 +101,12 @@ def test_runs_are_trained_and_compared_and_finished_ones_not_again(folder, monke
 
 
 @pytest.mark.filterwarnings("default")  # PyTorch's exporter warns of its own future
-def test_weights_are_measured_as_their_model_of_the_store_is(tmp_path):
+def test_weights_are_measured_as_their_model_of_the_store_is(exported):
     root = Path(__file__).parents[2]
     weights, photo = root / "model_store/lpn50/1/weights.pth", root / "tests/data/reference/astronaut_384.png"
     picture = Picture({"file_name": "1.png", "width": 384, "height": 384}, [], photo.read_bytes())
     network = read_lpn(weights).eval()
-    model = PoseModel.load(export(network.state_dict(), tmp_path, "x", "1", OURS))
+    model = PoseModel.load(exported)
     boxes = np.array([[60.0, 10.0, 249.0, 359.0]])
     ours = ablate.torch_estimator(network, 256, torch.device("cpu"))(picture, boxes)[""]
     theirs = local_estimator(model, [decoder_of(model)], [False])(picture, boxes)[""]

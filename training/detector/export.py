@@ -30,6 +30,7 @@ from training.detector.train import SIDE
 from training.export import (
     add_int8_argument,
     add_store_arguments,
+    check_finite,
     graph_of,
     halved_weights,
     patterns,
@@ -67,17 +68,19 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, peo
 
     With `people`, a COCO file whose pictures tell the ranges of its values, the graph is in int8. Raises ValueError for
     weights that are no detector's or a name that the store does not take, DataError where there are no such pictures, and
-    ModelError where the float32 graph differs from PyTorch. Nothing is written then, so that a model already there stays
+    ModelError for weights that are not finite or where the float32 graph differs from PyTorch. Nothing is written then, so that a model already there stays
     whole.
     """
     model = detector_of(weights)
+    check_finite(model)
+    samples = None if people is None else samples_of(people, _letterbox)
     graph = graph_of(
         PixelsToBoxes(model), torch.zeros((2, SIDE, SIDE, 3), dtype=torch.uint8), "letterboxes", ["boxes", "scores"]
     )
     _check(graph, model)
     precision = "float32"
-    if people is not None:
-        graph, precision = in_int8(graph, "letterboxes", samples_of(people, _letterbox), _kept), "int8"
+    if samples is not None:
+        graph, precision = in_int8(graph, "letterboxes", samples, _kept), "int8"
     description = _toml(name, version, precision, graph) + _golden(graph)
     DetectorDescription.model_validate(tomllib.loads(description))
     folder = store / name / version

@@ -36,15 +36,16 @@ def folder(weights, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("moved", "told"), [((0.2, 0), "boxes"), ((0, 0.001), "scores")])
-def test_a_graph_that_computes_something_else_is_refused(weights, tmp_path, monkeypatch, moved, told):
+def test_a_graph_that_computes_something_else_is_refused(weights, folder, monkeypatch, moved, told):
     class Moved(PixelsToBoxes):
         def forward(self, letterboxes):
             return tuple(values + by for values, by in zip(super().forward(letterboxes), moved, strict=True))
 
-    real = exporter.graph_of
-    monkeypatch.setattr(exporter, "graph_of", lambda _, *others: real(Moved(detector_of(weights)), *others))
+    model, graph = detector_of(weights), (folder / "model.onnx").read_bytes()
+    exporter._check(graph, model)
+    monkeypatch.setattr(exporter, "PixelsToBoxes", Moved)
     with pytest.raises(ModelError, match=f"the exported graph's {told} differ from PyTorch's"):
-        export(weights, tmp_path, "person-det", "1")
+        exporter._check(graph, model)
 
 
 def test_the_graph_gives_pytorchs_boxes_and_scores(weights, folder):
