@@ -53,8 +53,8 @@ def export(
 
     With `people`, a COCO file whose people's crops tell the ranges of its values, the graph is in int8. Raises ValueError for
     weights that are no LPN's or a name that the store does not take, DataError where there are no such people, and ModelError
-    for weights that are no numbers or where the float32 graph differs from PyTorch by more than 1e-4. Nothing is written then,
-    so that a model already there stays whole.
+    for weights that are not finite or where the float32 graph differs from PyTorch by more than 1e-4. Nothing is written
+    then: a model already there stays whole.
     """
     depth = depth_of(weights)
     model = LPN(depth).eval()

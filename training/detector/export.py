@@ -68,8 +68,8 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, peo
 
     With `people`, a COCO file whose pictures tell the ranges of its values, the graph is in int8. Raises ValueError for
     weights that are no detector's or a name that the store does not take, DataError where there are no such pictures, and
-    ModelError for weights that are not finite or where the float32 graph differs from PyTorch. Nothing is written then, so that a model already there stays
-    whole.
+    ModelError for weights that are not finite or where the float32 graph differs from PyTorch. Nothing is written
+    then: a model already there stays whole.
     """
     model = detector_of(weights)
     check_finite(model)
