@@ -8,24 +8,34 @@ const TYPES = ["image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff
 const LEFT = "#50c850", RIGHT = "#ff783c", MIDDLE = "#3cb4e6"; // the person's, as in the pictures that the service draws
 
 let photo = null; // the file
-let bitmap = null; // the photo as the browser shows it, upright; null where it cannot
+let upright = null; // the photo as it is shown: a picture, LONGEST at most, and the photo's own size; null where it cannot be
 let boxes = []; // [x, y, width, height] in pixels of the upright photo
+let earlier = []; // what the boxes were before each one that was dragged
 let answer = null; // COCO data set
 let corner = null; // where a drag began
 let dragged = null; // the box that is being drawn
 let running = null; // AbortController of the request on its way
 
-const shown = ({ width, height }) => bitmap?.width === width && bitmap.height === height;
-const size = () => answer ? answer.images[0] : bitmap ?? { width: 4, height: 3 };
+const shown = ({ width, height }) => upright?.width === width && upright.height === height;
+const size = () => answer ? answer.images[0] : upright ?? { width: 4, height: 3 };
 
 async function show(file) {
   running?.abort(); // its answer is of another photo
-  bitmap?.close();
-  [photo, bitmap, boxes, answer, corner, dragged] = [file, null, [], null, null, null];
-  const seen = await upright(file);
-  if (photo !== file) return seen?.close(); // another came meanwhile
-  bitmap = seen;
+  [photo, upright, boxes, earlier, answer, corner, dragged] = [file, null, [], [], null, null, null];
+  part("answer").hidden = true;
   canvas.ariaLabel = "The photo";
+  tell("Reading the photo …");
+  const bytes = await file.arrayBuffer().catch(() => null); // once: a file on a disk may change or go before it is sent again
+  if (photo !== file) return; // another came meanwhile
+  if (!bytes) {
+    photo = null;
+    draw();
+    return fail(`${file.name} cannot be read.`);
+  }
+  photo = file = new File([bytes], file.name, { type: file.type });
+  const seen = await byBrowser(file) ?? await byService(file);
+  if (photo !== file) return;
+  upright = seen;
   const first = part("invitation").contains(document.activeElement);
   part("invitation").hidden = true;
   part("again").hidden = false;
@@ -37,10 +47,33 @@ async function show(file) {
 
 // The photo as the service sees it; null where the browser does not know its form, as of TIFF, or may not turn it, as a
 // WebP with EXIF: Chromium turns by that only JPEG and PNG.
-async function upright(file) {
-  const head = new Uint8Array(await file.slice(0, 21).arrayBuffer().catch(() => []));
+async function byBrowser(file) {
+  const head = new Uint8Array(await file.slice(0, 21).arrayBuffer());
   if (String.fromCharCode(...head.slice(8, 16)) === "WEBPVP8X" && head[20] & 8) return null;
-  return createImageBitmap(file).catch(() => null);
+  const whole = await createImageBitmap(file).catch(() => null);
+  if (!whole) return null;
+  const { width, height } = whole;
+  const picture = document.createElement("canvas"); // a whole one of 50 megapixels would be drawn anew with every move
+  const scale = Math.min(1, LONGEST / Math.max(width, height));
+  [picture.width, picture.height] = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
+  const context = picture.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(whole, 0, 0, picture.width, picture.height);
+  whole.close();
+  return { picture, width, height };
+}
+
+// The same by the service, which draws nobody on it; null where it refuses it, as it will again and say why.
+async function byService(file) {
+  const headers = { ...headersOf(file), Accept: "image/jpeg" };
+  const response = await fetch("v1/pose?boxes=", { method: "POST", body: file, headers }).catch(() => null);
+  return response?.ok ? byBrowser(await response.blob()) : null;
+}
+
+function headersOf(file) {
+  const headers = { "Content-Type": TYPES.includes(file.type) ? file.type : "application/octet-stream" };
+  if (part("key").value) headers["X-API-Key"] = part("key").value;
+  return headers;
 }
 
 function query() {
@@ -56,10 +89,10 @@ async function send() {
   if (!photo) return;
   running?.abort();
   const request = running = new AbortController();
-  part("search").hidden = !boxes.length; // also where they are refused
+  offer("retry", false);
+  for (const id of ["undo", "search"]) offer(id, boxes.length > 0); // also where they are refused
   tell(boxes.length ? "Looking at the people in the boxes …" : "Looking for people …");
-  const headers = { "Content-Type": TYPES.includes(photo.type) ? photo.type : "application/octet-stream" };
-  if (part("key").value) headers["X-API-Key"] = part("key").value;
+  const headers = headersOf(photo);
   const asked = `v1/pose${query()}`;
   const started = performance.now();
   try {
@@ -72,23 +105,39 @@ async function send() {
       answer = content;
       report(content, response.headers.get("Server-Timing") ?? "", took, asked, headers["Content-Type"]);
     } else {
-      fail(problemOf(content, response.status));
+      const wait = Number(response.headers.get("Retry-After"));
+      const passing = [408, 429].includes(response.status) || response.status >= 500;
+      fail(problemOf(content, response.status) + (wait > 0 ? ` Try again in ${wait} s.` : ""), passing);
     }
   } catch (error) {
     if (request.signal.aborted) return;
-    fail(noAnswer(error));
+    fail(noAnswer(error), true);
   }
   draw();
 }
 
 const noAnswer = (error) => `No answer from the service: ${error.message.replace(/\.$/, "")}.`;
-const problemOf = (content, status) => content?.title ? `${content.title}. ${content.detail}`
-  : `Status ${status}, with an answer that is not this service's.`;
 
-function fail(words) {
+function problemOf(content, status) {
+  if (!content?.title) return `Status ${status}, with an answer that is not this service's.`;
+  const detail = (content.detail ?? "").replace(/^images\.0\.boxes\.(\d+)/, (_, number) => `Box ${Number(number) + 1}`)
+    .replace(/^images\.0/, "The photo");
+  const named = status >= 500 && content.request_id ? ` (Request ${content.request_id}.)` : ""; // as the log has it
+  return `${content.title}. ${detail}${named}`;
+}
+
+function fail(words, passing = false) {
   answer = null;
   part("answer").hidden = true;
+  canvas.ariaLabel = "The photo";
+  offer("retry", passing);
   tell(words, true);
+}
+
+// Show a button or hide it; one that is hidden leaves the keyboard's focus to its neighbour.
+function offer(id, whether) {
+  if (!whether && document.activeElement === part(id)) part("another").focus();
+  part(id).hidden = !whether;
 }
 
 function tell(text, problem = false) {
@@ -125,17 +174,17 @@ function row(name, milliseconds, total) {
 }
 
 function draw() {
-  if (!photo || (!bitmap && !answer)) {
+  if (!photo || (!upright && !answer)) {
     canvas.hidden = true;
     return;
   }
   const { width, height } = size();
-  const scale = Math.min(1, LONGEST / Math.max(width, height));
+  const scale = Math.min(4, LONGEST / Math.max(width, height)); // lines over a small photo stay fine
   canvas.hidden = false;
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
   const context = canvas.getContext("2d");
-  if (!answer || shown(answer.images[0])) context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  if (!answer || shown(answer.images[0])) context.drawImage(upright.picture, 0, 0, canvas.width, canvas.height);
   context.scale(scale, scale);
   context.translate(0.5, 0.5); // (0, 0) is the centre of the first pixel
   context.lineCap = "round";
@@ -216,13 +265,17 @@ function describe([x, y]) {
 }
 
 canvas.addEventListener("pointerdown", (event) => {
-  if (!event.isPrimary || event.button || !(bitmap || answer)) return;
+  if (!event.isPrimary || event.button || !(upright || answer)) return;
   if (event.pointerType === "touch" && !part("mark").checked) return;
-  corner = placeOf(event);
+  [corner, dragged] = [placeOf(event), null];
   canvas.setPointerCapture(event.pointerId);
 });
 canvas.addEventListener("pointermove", (event) => {
-  if (!event.isPrimary || !(bitmap || answer)) return;
+  if (!event.isPrimary || !(upright || answer)) return;
+  if (corner && !(event.buttons & 1)) { // a menu took the end of the drag
+    corner = dragged = null;
+    draw();
+  }
   const [x, y] = placeOf(event);
   if (!corner) return describe([x, y]);
   dragged = [Math.min(x, corner[0]), Math.min(y, corner[1]), Math.abs(x - corner[0]), Math.abs(y - corner[1])];
@@ -232,7 +285,10 @@ canvas.addEventListener("pointerup", (event) => {
   if (!event.isPrimary) return;
   const least = size().width / 100; // less was a click
   if (dragged && dragged[2] > least && dragged[3] > least) {
-    boxes.push(dragged);
+    // Who was found stays, but whoever this box is drawn around better.
+    earlier.push(boxes);
+    const others = boxes.length ? boxes : (answer?.annotations ?? []).map(({ bbox }) => bbox);
+    boxes = [...others.filter((box) => overlap(box, dragged) < 0.5), dragged];
     send();
   }
   corner = dragged = null;
@@ -243,8 +299,21 @@ canvas.addEventListener("pointercancel", () => {
   draw();
 });
 
+// Intersection over union of two boxes.
+function overlap([x, y, width, height], [left, top, wide, high]) {
+  const across = Math.min(x + width, left + wide) - Math.max(x, left);
+  const down = Math.min(y + height, top + high) - Math.max(y, top);
+  const shared = Math.max(0, across) * Math.max(0, down);
+  return shared / (width * height + wide * high - shared);
+}
+
+part("retry").addEventListener("click", send);
+part("undo").addEventListener("click", () => {
+  boxes = earlier.pop() ?? [];
+  send();
+});
 part("search").addEventListener("click", () => {
-  boxes = [];
+  [boxes, earlier] = [[], []];
   send();
 });
 part("another").addEventListener("click", () => part("file").click());
@@ -265,6 +334,7 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   part("stage").classList.remove("over");
   if (event.dataTransfer.files.length) show(event.dataTransfer.files[0]);
+  else tell("That holds no file. Copy the picture and paste it, or save it first.", true);
 });
 part("flip").addEventListener("change", send);
 part("model").addEventListener("change", () => {
