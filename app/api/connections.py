@@ -128,9 +128,9 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
+        super().on_headers_complete()  # raises for a URL that is none
         self._head_complete, self._framing_bytes = True, 0
         self._expect(None)
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -142,8 +142,9 @@ class Connection(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def on_response_complete(self) -> None:
+        of_the_last = self._head_complete and self._answering is self.cycle
         super().on_response_complete()
-        if not self._body_complete and not self.transport.is_closing():
+        if of_the_last and not self._body_complete and not self.transport.is_closing():
             self._expect(
                 self.transport.close
             )  # the rest of a refused body is read and forgotten, so that the refusal is read
@@ -200,6 +201,9 @@ class Connection(HttpToolsProtocol):
     def _give_up_head(self) -> None:
         if self._head_bytes == 0:
             self.transport.close()
+            return
+        if self.cycle is not None and not self.cycle.response_complete:  # the answers before it come first
+            self._expect(self._give_up_head)
             return
         seconds = f"{self.settings.body_timeout_s:g} seconds"
         self._refuse(Problem("request_timeout", f"The request's head did not arrive within {seconds}."))

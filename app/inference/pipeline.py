@@ -294,10 +294,13 @@ class Pipeline:
         """
         asked = time.perf_counter()
         waits: list[float] = []
+        held = [
+            work
+        ]  # and so the request's body: a job waits for its turn even where it is cancelled, but no longer holds this
 
         def timed(number: int) -> T:
             waits.append(time.perf_counter() - asked)
-            return work(number)
+            return held[0](number)
 
         turns = asyncio.Semaphore(self._lanes)
 
@@ -309,6 +312,7 @@ class Pipeline:
         try:
             return await asyncio.gather(*jobs), min(waits, default=0.0)
         except BaseException:
+            held.clear()
             for job in jobs:
                 job.cancel()
             raise

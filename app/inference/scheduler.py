@@ -321,7 +321,7 @@ class Scheduler:
                 if lane.task is None:
                     continue
                 if stopped > 1:
-                    lane.started += stopped
+                    lane.started = min(lane.started + stopped, time.monotonic())  # a batch may have begun since
                 limit = max(_STALLED_SECONDS, _STALLED_TIMES * self.seconds_per_crop * len(lane.members))
                 if time.monotonic() - lane.started > limit:
                     self._standing += 1

@@ -21,10 +21,13 @@ _MAX_SIDE = 32_766  # OpenCV warps no larger picture
 _JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders write about ten
 _JPEG_SEGMENTS = 5_000  # may be empty, and are looked at one by one; a large colour profile or XMP is some hundred
 _PNG_CHUNKS = 100_000  # the same; encoders that write 8 KB in each fill 32 MiB with 4,000
-_PNG_PACKED_TEXTS = (b"zTXt", b"iTXt")  # libpng inflates and keeps each: 8 KB may become 8 MB
+# What is handed to the decoder. It would inflate every text and colour profile, 8 KB to 8 MB, and tell of odd chunks in lines
+# of its own on standard error, in which a profile may have any name.
+_PNG_ONCE = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"acTL", b"IEND"}
+_PNG_READ = {b"IDAT", b"fcTL", b"fdAT"} | _PNG_ONCE
 _TIFF_VALUE_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}  # of each type
 _TIFF_LENGTHS = {3: "u2", 4: "u4", 8: "u2", 9: "u4", 16: "u8", 17: "u8"}  # of a strip or tile: types; a byte tells little
-_TIFF_TILE_PIXELS = 2**20  # of a tile, or four times the picture's: a decoder makes room for whole tiles
+_TIFF_TILE_PIXELS = 2**20  # of a tile, or half as many again as the picture: a decoder makes room for whole tiles
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
 _LARGE = 640 * 640  # pixels
 FLAGS = {  # of OpenCV, to decode each side that many times smaller
@@ -87,7 +90,7 @@ def decode(data: bytes, max_pixels: int, reduction: int = 1, header: Header | No
         )
     if header.format == "PNG":
         _check_png_data(data, header)
-        data = _without_packed_texts(data)
+        data = _what_is_read(data)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS[reduction])
     except cv2.error:
@@ -192,16 +195,18 @@ def _check_png_data(data: bytes, header: Header) -> None:
         raise InvalidImage("is a PNG file with more data than its pixels need")
 
 
-def _without_packed_texts(data: bytes) -> bytes:
-    """A PNG file that `_measure_png` has taken, without its compressed texts."""
+def _what_is_read(data: bytes) -> bytes:
+    """A PNG file that `_measure_png` has taken, without the chunks that make no pixels."""
     parts, begin, position = [], 0, 8
-    kind = b""
+    kind, seen = b"", set[bytes]()
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
-        if kind in _PNG_PACKED_TEXTS:
+        if kind not in _PNG_READ or kind in seen:
             parts.append(data[begin:position])
             begin = end
+        elif kind in _PNG_ONCE:
+            seen.add(kind)
         position = end
     return b"".join([*parts, data[begin:]]) if parts else data
 
@@ -247,6 +252,7 @@ def _measure_tiff(data: bytes) -> Header:
     (position,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, position)
     found = {256: 0, 257: 0, 259: 1, 322: 0, 323: 0}  # width, height, compression, width and height of a tile
+    seen = set[int]()
     values, packed = 0, 0.0  # bytes of all entries' values, and of all strips and tiles
     for entry in range(count):
         tag, kind, number, place = struct.unpack_from(order + "HHII", data, position + 2 + 12 * entry)
@@ -258,14 +264,18 @@ def _measure_tiff(data: bytes) -> Header:
             )
             packed += lengths.sum(dtype=np.float64)
         if tag in found:
+            if tag in seen or kind not in (3, 4) or number != 1:  # a decoder might take another value for it than we
+                raise InvalidImage(f"is a TIFF file whose tag {tag} is not one number")
+            seen.add(tag)
             (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, position + 10 + 12 * entry)
-    if found[259] not in _TIFF_COMPRESSIONS:
-        raise InvalidImage(f"is a TIFF file of compression {found[259]}, which is not read")
-    if found[322] * found[323] > max(_TIFF_TILE_PIXELS, 4 * found[256] * found[257]):
-        raise InvalidImage(f"is a TIFF file with tiles of {found[322]} × {found[323]} pixels, far larger than it is")
+    width, height, compression, tile_width, tile_height = found.values()
+    if compression not in _TIFF_COMPRESSIONS:
+        raise InvalidImage(f"is a TIFF file of compression {compression}, which is not read")
+    if tile_width * tile_height > max(_TIFF_TILE_PIXELS, 3 * width * height // 2):
+        raise InvalidImage(f"is a TIFF file with tiles of {tile_width} × {tile_height} pixels, far larger than it is")
     if values > len(data) or packed > 2 * len(data):  # which a decoder would read, and in part keep, again and again
         raise InvalidImage("is a TIFF file whose parts are longer than itself")
-    return Header("TIFF", found[256], found[257])
+    return Header("TIFF", width, height)
 
 
 _READERS: tuple[tuple[bytes, str, Callable[[bytes], Header]], ...] = (

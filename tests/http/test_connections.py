@@ -112,6 +112,26 @@ def test_a_request_that_ends_early_is_told_so(strict, said):
         assert problem(read_to_end(sock)) == (400, "malformed_body")
 
 
+def test_half_a_head_behind_another_request_is_refused_after_that_ones_answer(strict, t_pose):
+    with connect(strict.port) as sock:
+        path = f"/v1/pose?boxes={';'.join([BOX] * 60)}"  # which take longer than a head may
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(t_pose)}\r\n\r\n"
+        sock.sendall(head.encode() + t_pose)
+        time.sleep(0.1)
+        sock.sendall(b"GET /livez HT")
+        first, _, second = read_to_end(sock).partition(b"HTTP/1.1 408 ")
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert b"/problems/request_timeout" in second
+
+
+def test_a_url_that_is_none_is_told_so_behind_another_request_too(patient):
+    with connect(patient.port) as sock:
+        sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in sock.recv(65_536)
+        sock.sendall(b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert problem(read_to_end(sock)) == (400, "malformed_body")
+
+
 def test_a_connection_that_ends_between_requests_is_closed_without_a_word(patient):
     with connect(patient.port) as sock:
         sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -1,9 +1,11 @@
 """The way of a request: requests take turns on the picture threads, and hold their room until all is done."""
 
 import asyncio
+import contextlib
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -37,6 +39,29 @@ def drive(work: Callable[[Pipeline], Coroutine[Any, Any, None]]) -> None:
 def task(pictures: list[bytes], seconds: float = 30, draw: Any = None) -> PoseTask:
     deadline = asyncio.get_running_loop().time() + seconds
     return PoseTask(pictures, [BOX] * len(pictures), None, False, None, 50, draw, deadline)
+
+
+def test_the_picture_threads_queue_keeps_nothing_of_a_request_that_has_ended():
+    """Else its body would stay in memory that nobody counts, until a thread is free."""
+
+    class Body:
+        pass
+
+    async def work(pipeline: Pipeline) -> None:
+        gate, body = threading.Event(), Body()
+        kept = weakref.ref(body)
+        first = asyncio.create_task(pipeline._on_picture_threads(lambda _: gate.wait(20), [0]))
+        await asyncio.sleep(0.05)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await pipeline._on_picture_threads(lambda _, held=body: held, [0, 1])
+        del body
+        await asyncio.sleep(0.05)
+        assert kept() is None
+        gate.set()
+        await first
+
+    drive(work)
 
 
 def test_a_request_of_one_picture_does_not_wait_for_all_of_another(t_pose, monkeypatch):

@@ -483,6 +483,20 @@ def test_lanes_do_not_stand_still_while_the_whole_process_is_stopped(monkeypatch
     assert value(drive(work), "pose_inference_workers_replaced_total") == 0
 
 
+def test_a_batch_that_begins_after_a_stop_of_the_loop_is_answered():
+    """Its time does not begin in the future: less than none could not be counted."""
+
+    async def work(s: Scheduler) -> None:
+        network = Network("x/1", lambda batch: (time.sleep(0.3), doubled(batch))[1])
+        jobs = [asyncio.create_task(s.run(network, crops(number), soon())) for number in range(3)]
+        await asyncio.sleep(0.1)
+        time.sleep(1.6)  # noqa: ASYNC251 - meanwhile the first is ready
+        await asyncio.wait_for(asyncio.gather(*jobs), 10)
+        assert s.seconds_per_crop > 0
+
+    drive(work, batch=1)
+
+
 def test_a_large_batch_may_take_longer_than_a_small_one(monkeypatch):
     monkeypatch.setattr(scheduler, "_STALLED_SECONDS", 0.05)
     monkeypatch.setattr(scheduler, "_STALLED_TIMES", 1)

@@ -513,7 +513,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("head", [b"zTXtx\0\0", b"iTXtx\0\1\0\0\0"])
+@pytest.mark.parametrize("head", [b"zTXtx\0\0", b"iTXtx\0\1\0\0\0", b"iCCPx\0\0"])
 @pytest.mark.parametrize("place", [33, -12])  # behind IHDR, before IEND
 def test_compressed_texts_of_a_png_are_not_inflated(head, place, tmp_path):
     whole = file(PICTURE, "PNG")
@@ -528,6 +528,52 @@ def test_compressed_texts_of_a_png_are_not_inflated(head, place, tmp_path):
     )
     told = subprocess.run([sys.executable, "-c", look, tmp_path / "bomb.png"], capture_output=True, check=True, text=True)
     assert int(told.stdout) < 50_000  # kB, of 300,000
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"tEXt", b"gAMA", b"PLTE", b"zzZz"])
+def test_the_decoder_sees_of_a_png_what_makes_its_pixels(kind, monkeypatch):
+    """It would inflate each of many profiles that are too short, and tell of each chunk that it does not like."""
+    whole, seen = file(PICTURE.convert("P"), "PNG"), []
+    decode = cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: seen.append(data.tobytes()) or decode(data, flags))
+    end = whole.index(b"IDAT") - 4
+    image.decode(whole[:end] + 60 * chunk(kind, b"x\0\0") + whole[end:], MOST)
+    assert seen == [whole]
+
+
+def test_nobody_writes_lines_of_a_log_with_a_png(capfd):
+    whole = file(PICTURE, "PNG")
+    forged = chunk(b"iCCP", b'\n{"level":"error"}\n\0\0' + zlib.compress(bytes(100)))
+    odd = 50 * chunk(b"gAMA", struct.pack(">I", 45_455)) + 50 * chunk(b"tRNS", bytes(6))
+    assert_reads(whole[:33] + forged + odd + whole[33:], RGB[..., ::-1])
+    assert "level" not in (told := capfd.readouterr().err)
+    assert told.count("\n") < 3
+
+
+@pytest.mark.parametrize("tag", [256, 257, 259, 322, 323])
+def test_a_tiff_that_a_decoder_may_read_otherwise_is_refused(tag):
+    """Which takes the first of two values for a tag, and for one of eight bytes what lies at a place."""
+    tags = [(256, 3, 1, 16), (257, 3, 1, 16), (259, 3, 1, 8), (322, 4, 1, 64), (323, 4, 1, 64)]
+
+    def tiff(entries: list[tuple[int, ...]]) -> bytes:
+        packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+        return b"II*\0" + struct.pack("<IH", 8, len(entries)) + packed + bytes(4)
+
+    assert image.read_header(tiff(tags)).width == 16
+    others = [entry for entry in tags if entry[0] != tag]
+    for odd in ([(tag, 4, 1, 10_000), (tag, 4, 1, 8)], [(tag, 16, 1, 8)], [(tag, 4, 2, 8)], [(tag, 1, 1, 8)]):
+        with pytest.raises(InvalidImage, match=f"tag {tag} is not one number"):
+            image.read_header(tiff(sorted(others + odd, key=lambda entry: entry[0])))
+
+
+def test_a_tile_may_be_little_larger_than_a_large_picture():
+    for tile, taken in ((2048, True), (2560, False)):
+        tags = {256: (4, 1, 2000), 257: (4, 1, 2000), 259: (3, 1, 8), 322: (4, 1, tile), 323: (4, 1, tile)}
+        if taken:
+            assert image.read_header(tiff_of(tags)).width == 2000
+        else:
+            with pytest.raises(InvalidImage, match="tiles of"):
+                image.read_header(tiff_of(tags))
 
 
 def tiff_of(tags: dict[int, tuple[int, int, int]], behind: bytes = b"") -> bytes:
