@@ -179,7 +179,7 @@ function draw() {
     return;
   }
   const { width, height } = size();
-  const scale = Math.min(4, LONGEST / Math.max(width, height)); // lines over a small photo stay fine
+  const scale = Math.min(4, LONGEST / Math.max(width, height)); // that lines over a small photo are smooth
   canvas.hidden = false;
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
@@ -188,7 +188,7 @@ function draw() {
   context.scale(scale, scale);
   context.translate(0.5, 0.5); // (0, 0) is the centre of the first pixel
   context.lineCap = "round";
-  const thin = 2 / scale;
+  const thin = Math.max(width, height) / 600; // in pixels of the photo
   const drawn = part("boxes").checked ? [...answer?.annotations.map((person) => person.bbox) ?? [], ...boxes] : [];
   for (const [colour, wide] of [["#0008", 2 * thin], ["#fff", thin]]) { // so that they are seen on any ground
     [context.strokeStyle, context.lineWidth] = [colour, wide];
