@@ -294,9 +294,8 @@ class Pipeline:
         """
         asked = time.perf_counter()
         waits: list[float] = []
-        held = [
-            work
-        ]  # and so the request's body: a job waits for its turn even where it is cancelled, but no longer holds this
+        # And with it the body: a job lies in the threads' queue until its turn, even where it is cancelled, and holds this.
+        held = [work]
 
         def timed(number: int) -> T:
             waits.append(time.perf_counter() - asked)
