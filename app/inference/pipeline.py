@@ -416,7 +416,7 @@ def _room_for(task: PoseTask, found: Mapping[int, _Found]) -> int:
 def _found_boxes(found: _Found, width: float, height: float) -> tuple[Float64, npt.NDArray[np.bool_]]:
     """Boxes [N, 4] of found people in a picture of that size, and which of them lie on it, not in the letterbox's rim."""
     boxes = detection.to_picture(found.people[:, :4], found.gain, width, height)
-    return boxes, np.asarray((boxes[:, 2:] >= 1).all(axis=1))
+    return boxes, detection.on_picture(boxes)
 
 
 def _people(model: PoseModel, prepared: list[_Prepared], results: list[Float32]) -> list[People]:

@@ -46,3 +46,8 @@ def to_picture(corners: Float32, gain: float, width: float, height: float) -> Fl
     """
     edges = np.clip(np.asarray(corners, np.float64) / gain, 0.0, [width, height, width, height])
     return np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1)
+
+
+def on_picture(boxes: Float64) -> npt.NDArray[np.bool_]:
+    """Which boxes [N, 4] of `to_picture` lie on the picture, not in the letterbox's rim: of a pixel or more both ways."""
+    return np.asarray((boxes[:, 2:] >= 1).all(axis=1))

@@ -68,7 +68,7 @@ def detections(detector: Detector, pictures: Iterator[Picture]) -> list[dict[str
         rows = np.asarray(detector.network.run(letterbox.pixels[None]).values[0], np.float32)
         people = detector.found(rows, _LEAST_SCORE, _LIMIT)
         boxes = detection.to_picture(people[:, :4], letterbox.gain, pixels.shape[1], pixels.shape[0])
-        on_it = (boxes[:, 2:] >= 1).all(axis=1)
+        on_it = detection.on_picture(boxes)
         boxes, people = boxes[on_it], people[on_it]
         results += [
             {"image_id": picture.image["id"], "category_id": 1, "bbox": box, "score": score}
