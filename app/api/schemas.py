@@ -16,8 +16,11 @@ Boxes = Annotated[Any, WithJsonSchema(_BOXES_SCHEMA)]
 # Lists of one length rather than tuples, which many readers of OpenAPI do not know.
 BoxOut = Annotated[list[float], Field(min_length=4, max_length=4)]
 Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
-# 1000.0 is an integer in JSON's eyes. Limits stand before it in an Annotated, else OpenAPI is not told of them.
-_WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+# 1000.0 is an integer in JSON's eyes; 1e300 is so large that it is only a float's. Limits stand before it in an Annotated,
+# else OpenAPI is not told of them.
+_WHOLE = BeforeValidator(
+    lambda value: int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else value
+)
 Count = Annotated[int, Field(ge=1), _WHOLE]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 

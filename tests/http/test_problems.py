@@ -305,6 +305,7 @@ def test_an_option_unknown_or_out_of_range_is_an_invalid_option(client, small, o
         {"timeout_ms": True},
         {"timeout_ms": "5000"},
         {"max_people": 1.5},
+        {"max_people": -1e300},
         {"keypoint_threshold": True},
         {"keypoint_threshold": "0.5"},
         {"format": None},
