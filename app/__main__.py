@@ -41,7 +41,7 @@ def main() -> int:
     import uvicorn
 
     from app.api.application import create_app
-    from app.api.connections import Connection, Server
+    from app.api.connections import Connection, Server, StreamConnection
     from app.inference.model_store import ModelError
     from app.telemetry import logs
 
@@ -61,7 +61,10 @@ def main() -> int:
         server_header=False,
         timeout_keep_alive=75,  # proxies and clients drop an idle connection after a minute at most: never under a request
         timeout_graceful_shutdown=settings.drain_s,
-        ws="none",
+        ws=partial(StreamConnection, settings, app.state.metrics),  # type: ignore[arg-type]
+        ws_max_size=settings.max_frame_bytes,
+        ws_per_message_deflate=False,  # pictures are compressed, and a bomb costs its sender nothing
+        ws_ping_interval=None,  # a stream without frames is closed anyhow
     )
     try:
         sock = socket.create_server(

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         512, ge=1, description="Open connections; over it an idle one is closed. Half of the usual limit of descriptors."
     )
+    max_streams: int = Field(
+        16, ge=0, description="Streams at once. Their frames share what bodies may hold: 2.8 MB a frame by default. 0: none."
+    )
     drain_s: int = Field(20, ge=0, description="Seconds that a stopping service gives accepted requests to end.")
     max_batch_crops: int = Field(
         4,
@@ -74,6 +77,12 @@ class Settings(BaseSettings):
         pattern=rf"^{_LEVEL}(,[a-z_.]+={_LEVEL})*$",
         description="Least level of log lines, then of single loggers: INFO,app.requests=WARNING.",
     )
+
+    @property
+    def max_frame_bytes(self) -> int:
+        """Bytes of a frame: a stream holds one that comes, one that waits and one that is worked on, and all streams together
+        what all bodies may."""
+        return min(self.max_body_bytes, self.queue_bytes // (3 * max(1, self.max_streams)))
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod

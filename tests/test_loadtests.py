@@ -44,6 +44,17 @@ def test_full_queue_ends_where_its_requests_are_refused_for_something_else(start
     assert run("full_queue.py", "--url", service.client.base_url).startswith("/v1/pose: 401 ")
 
 
+@pytest.mark.parametrize("way", [[], ["--post"]])
+def test_stream(service, way):
+    told = run("stream.py", "--url", service.client.base_url, "--clients", 2, "--seconds", 1, *way)
+    (row,) = [line for line in told.splitlines() if line.startswith("| 2 |")]
+    assert float(row.split("|")[2]) > 0
+
+
+def test_stream_ends_where_no_service_is():
+    assert run("stream.py", "--url", "http://127.0.0.1:9").splitlines()[-1].startswith("http://127.0.0.1:9 gives no answer: ")
+
+
 @pytest.mark.parametrize("script", ["load.py", "full_queue.py"])
 def test_no_service(script):
     assert run(script, "--url", "http://127.0.0.1:9").splitlines()[-1] == (

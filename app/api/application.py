@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app import __version__
-from app.api import health, models, pages, pose
+from app.api import health, models, pages, pose, stream
 from app.api.middleware import OPEN_PATHS, ApiKeys, BodyLimits, Problems, RequestContext, note_problem
 from app.api.openapi import document_of
 from app.api.problems import problem_of, render
@@ -51,7 +51,8 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # another path is another page: 404, not an answer without a body
     )
     app.state.settings, app.state.metrics, app.state.pipeline = settings, metrics, pipeline
-    for module in (pose, models, health, pages):
+    app.state.streams = set()  # that are open
+    for module in (pose, stream, models, health, pages):
         app.include_router(module.router)
     document = document_of(app, settings, OPEN_PATHS)
 

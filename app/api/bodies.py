@@ -14,7 +14,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -91,6 +91,16 @@ async def read_pose_request(request: Request, settings: Settings) -> PoseRequest
             "image/jpeg'), multipart/form-data or application/json.",
         )
     return asked
+
+
+def read_stream_options(query: QueryParams, settings: Settings) -> Options:
+    """The options of a stream: those of a request but for its form, since the answers of a stream have one alone. Raises
+    Problem."""
+    values = _single_values(query.multi_items(), "query")
+    for name in ("boxes", "format"):
+        if name in values:
+            raise at("invalid_option", ("query", name), "is not taken by a stream")
+    return _options(values, "query", settings)
 
 
 async def _from_form(request: Request, query: dict[str, str], settings: Settings) -> PoseRequest:

@@ -4,6 +4,7 @@ Everything here happens before or after a request is the application's, so its a
 """
 
 import asyncio
+import binascii
 import logging
 import re
 import select
@@ -15,6 +16,7 @@ from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from app.api.problems import Problem, render
 from app.inference.pipeline import Pipeline
@@ -23,10 +25,12 @@ from app.telemetry.metrics import Metrics
 
 log = logging.getLogger("app.requests")
 
+STREAM_PATH = b"/v1/stream"
 _HEAD_BYTES = 65_536
 _SENT_AHEAD = 64  # requests on a connection that wait for the answers before them: one read may hold thousands
 # Clients that would rather speak HTTP/2 (Java's, curl --http2) offer it with every request. httptools takes what follows such
 # a head, the body, for bytes of that protocol and then for another request.
+# Only a whole handshake of a stream is taken up, once its head is read.
 _OFFER = re.compile(rb"(?i)\r\nUpgrade:")
 _CUT = re.compile(rb"(?i)\r(\n(\r|U|Up|Upg|Upgr|Upgra|Upgrad|Upgrade)?)?\Z")  # of an offer, or of a head's end, by a read
 _LAST_REQUESTS_SECONDS = 1.0  # for requests that are on their way when the service is told to stop
@@ -42,6 +46,7 @@ class Connection(HttpToolsProtocol):
     _held_back = b""  # the end of what came of a head, until more tells whether it begins an offer
     _head_complete = False
     _body_complete = True
+    _handed_over = False  # to a StreamConnection
     _framing_bytes = 0  # of a chunked body since its last content: lines that tell sizes, and trailers
 
     def __init__(self, settings: Settings, metrics: Metrics, **uvicorns: Any) -> None:
@@ -94,7 +99,7 @@ class Connection(HttpToolsProtocol):
             self._head_bytes += len(head) + len(end) + len(rest)
             data = _OFFER.sub(b"\r\nRefused-Upgrade:", head) + end + rest
         super().data_received(data)
-        if self.transport.is_closing():
+        if self._handed_over or self.transport.is_closing():
             return
         if self._head_complete and self._held_back:  # a head that was begun behind another request: this is of its body
             held_back, self._held_back = self._held_back, b""
@@ -112,6 +117,8 @@ class Connection(HttpToolsProtocol):
             self._refuse(Problem("malformed_body", f"The connection ended before the request's {what} did."))
 
     def on_message_begin(self) -> None:
+        if self._handed_over:
+            raise ValueError("bytes behind a handshake")  # which come before its answer, against the standard
         if len(self.pipeline) >= _SENT_AHEAD:
             raise ValueError("too many requests sent ahead")  # the parser stops, and tells it as what is not HTTP
         super().on_message_begin()
@@ -128,11 +135,16 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
+        if self._is_handshake():
+            self._hand_over()
+            return
         super().on_headers_complete()  # raises for a URL that is none
         self._head_complete, self._framing_bytes = True, 0
         self._expect(None)
 
     def on_message_complete(self) -> None:
+        if self._handed_over:
+            return
         super().on_message_complete()
         self._head_bytes, self._head_complete, self._body_complete = 0, False, True
         self._framing_bytes = 0
@@ -148,6 +160,34 @@ class Connection(HttpToolsProtocol):
             self._expect(
                 self.transport.close
             )  # the rest of a refused body is read and forgotten, so that the refusal is read
+
+    def _is_handshake(self) -> bool:
+        """Whether the request whose head is read opens a stream (RFC 6455, 4.2.1), and nothing before it waits for an
+        answer."""
+        headers = dict(self.headers)
+        tokens = {token.strip() for token in headers.get(b"connection", b"").lower().split(b",")}
+        try:
+            key = binascii.a2b_base64(headers.get(b"sec-websocket-key", b""), strict_mode=True)
+        except binascii.Error:
+            return False
+        return (
+            self.parser.get_method() == b"GET"
+            and self.url.partition(b"?")[0] == STREAM_PATH
+            and headers.get(b"refused-upgrade", b"").lower() == b"websocket"
+            and b"upgrade" in tokens
+            and headers.get(b"sec-websocket-version") == b"13"
+            and len(key) == 16
+            and not headers.keys() & {b"content-length", b"transfer-encoding"}
+            and (self.cycle is None or self.cycle.response_complete)
+        )
+
+    def _hand_over(self) -> None:
+        self._expect(None)
+        self._unset_keepalive_if_required()
+        self._handed_over = True
+        self.scope["method"] = "GET"
+        self.headers[:] = [(b"upgrade" if name == b"refused-upgrade" else name, value) for name, value in self.headers]
+        self.handle_websocket_upgrade()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -184,6 +224,9 @@ class Connection(HttpToolsProtocol):
         return bool(unseen.poll(0))
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own words
+        if self._handed_over:
+            self.transport.close()
+            return
         if len(self.pipeline) >= _SENT_AHEAD:
             self.transport.close()  # whose answers would come before a refusal
             return
@@ -239,6 +282,32 @@ class Connection(HttpToolsProtocol):
         head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
         self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (problem.status, head, response.body))
         self.transport.close()
+
+
+class StreamConnection(WebSocketsSansIOProtocol):
+    """A connection that has become a stream. Its client has to read the answers, as one of HTTP has."""
+
+    _unread: asyncio.TimerHandle | None = None
+
+    def __init__(self, settings: Settings, metrics: Metrics, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._seconds = settings.body_timeout_s
+        self._metrics = metrics
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._unread is not None:
+            self._unread.cancel()
+        self._metrics.connections.set(len(self.connections))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self._seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
 
 
 class Server(uvicorn.Server):

@@ -1,6 +1,6 @@
-"""People → the two JSON formats and the picture. Places are rounded to 2 decimals, scores to 4."""
+"""People → the JSON formats. Places are rounded to 2 decimals, scores to 4."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import orjson
 
 from app import __version__
 from app.api.bodies import PictureIn
+from app.inference.follower import Followed
 from app.inference.model_store import ModelDescription
 from app.inference.pipeline import People
 
@@ -18,54 +19,24 @@ def coco_data_set(
     """A COCO keypoint data set that pycocotools.COCO loads; keypoints scored below `threshold` have v = 0."""
     annotations: list[dict[str, Any]] = []
     for picture, found in zip(pictures, people, strict=True):
-        scores = np.round(found.keypoints[..., 2], 4)
-        visible = scores >= threshold
-        keypoints = np.concatenate([np.round(found.keypoints[..., :2], 2), 2.0 * visible[..., None]], axis=2)
-        columns = (
-            np.round(found.boxes, 2).tolist(),
-            np.round(found.boxes[:, 2] * found.boxes[:, 3], 2).tolist(),
-            visible.sum(axis=1).tolist(),
-            [person.ravel().tolist() for person in keypoints],
-            scores.tolist(),
-            np.round(found.scores, 4).tolist(),
-            np.round(found.box_scores, 4).tolist(),
-            _errors(found),
-        )
-        for box, area, count, joints, joint_scores, score, box_score, errors in zip(*columns, strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": picture.id,
-                    "category_id": 1,
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": 0,
-                    "num_keypoints": count,
-                    "keypoints": joints,
-                    "keypoint_scores": joint_scores,
-                    "keypoint_errors": errors,
-                    "score": score,
-                    "bbox_score": box_score,
-                }
-            )
-    return orjson.dumps(
-        {
-            "info": {
-                "description": "People and their COCO keypoints",
-                "model": model.name,
-                "model_version": model.version,
-                "service_version": __version__,
-            },
-            "images": [
-                {"id": picture.id, "width": found.width, "height": found.height, "file_name": picture.file_name}
-                for picture, found in zip(pictures, people, strict=True)
-            ],
-            "categories": [
-                {"id": 1, "name": "person", "keypoints": model.keypoints.names, "skeleton": model.keypoints.skeleton}
-            ],
-            "annotations": annotations,
-        }
-    )
+        for person in _annotations(found, threshold):
+            annotations.append({"id": len(annotations) + 1, "image_id": picture.id, **person})
+    images = [_image(picture.id, found, picture.file_name) for picture, found in zip(pictures, people, strict=True)]
+    return orjson.dumps(_data_set(model, images, annotations))
+
+
+def coco_frame(
+    number: int, skipped: int, followed: Followed, model: ModelDescription, threshold: float, milliseconds: dict[str, float]
+) -> bytes:
+    """The same of one frame of a stream, whose number is the image's id: each person has a `track_id` besides, and beside the
+    data set stand the frames that were passed over before this one and the milliseconds of each stage."""
+    people = zip(followed.ids, _annotations(followed.people, threshold), strict=True)
+    annotations = [
+        {"id": place, "image_id": number, "track_id": track, **person} for place, (track, person) in enumerate(people, 1)
+    ]
+    data_set = _data_set(model, [_image(number, followed.people, None)], annotations)
+    timing = {stage: round(value, 2) for stage, value in milliseconds.items()}
+    return orjson.dumps({**data_set, "skipped": skipped, "timing": timing})
 
 
 def coco_results(pictures: Sequence[PictureIn], people: Sequence[People]) -> bytes:
@@ -83,6 +54,54 @@ def coco_results(pictures: Sequence[PictureIn], people: Sequence[People]) -> byt
         ):
             results.append({"image_id": picture.id, "category_id": 1, "keypoints": joints, "score": score, "bbox": box})
     return orjson.dumps(results)
+
+
+def _data_set(model: ModelDescription, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "info": {
+            "description": "People and their COCO keypoints",
+            "model": model.name,
+            "model_version": model.version,
+            "service_version": __version__,
+        },
+        "images": images,
+        "categories": [{"id": 1, "name": "person", "keypoints": model.keypoints.names, "skeleton": model.keypoints.skeleton}],
+        "annotations": annotations,
+    }
+
+
+def _image(id_: int, found: People, file_name: str | None) -> dict[str, Any]:
+    return {"id": id_, "width": found.width, "height": found.height, "file_name": file_name}
+
+
+def _annotations(found: People, threshold: float) -> Iterator[dict[str, Any]]:
+    """Each person of a picture as COCO has them, without ids."""
+    scores = np.round(found.keypoints[..., 2], 4)
+    visible = scores >= threshold
+    keypoints = np.concatenate([np.round(found.keypoints[..., :2], 2), 2.0 * visible[..., None]], axis=2)
+    columns = (
+        np.round(found.boxes, 2).tolist(),
+        np.round(found.boxes[:, 2] * found.boxes[:, 3], 2).tolist(),
+        visible.sum(axis=1).tolist(),
+        [person.ravel().tolist() for person in keypoints],
+        scores.tolist(),
+        np.round(found.scores, 4).tolist(),
+        np.round(found.box_scores, 4).tolist(),
+        _errors(found),
+    )
+    for box, area, count, joints, joint_scores, score, box_score, errors in zip(*columns, strict=True):
+        yield {
+            "category_id": 1,
+            "bbox": box,
+            "area": area,
+            "iscrowd": 0,
+            "num_keypoints": count,
+            "keypoints": joints,
+            "keypoint_scores": joint_scores,
+            "keypoint_errors": errors,
+            "score": score,
+            "bbox_score": box_score,
+        }
 
 
 def _errors(found: People) -> list[list[float] | None]:

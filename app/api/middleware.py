@@ -1,6 +1,8 @@
 """Pure ASGI middleware: ids, metrics and logs; problems; keys; body limits. (BaseHTTPMiddleware would hide disconnects.)"""
 
 import asyncio
+import base64
+import binascii
 import hmac
 import logging
 import re
@@ -21,6 +23,7 @@ from app.telemetry.metrics import STAGES, Metrics
 
 log = logging.getLogger("app.requests")
 
+SUBPROTOCOL = "pose"  # of a stream, for clients that offer it beside their key
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics")) | pages.PATHS
@@ -38,11 +41,11 @@ class RequestContext:
         self._pipeline = pipeline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        method = scope["method"]
+        method = scope.get("method", "GET")  # as a stream begins
         if method == "HEAD":  # as GET; uvicorn leaves the body out
             scope = {**scope, "method": "GET"}
         given = Headers(scope=scope).get("x-request-id", "")
@@ -52,7 +55,10 @@ class RequestContext:
         state.update(request_id=request_id, seconds=seconds, status=0)  # of the answer, once it is begun
 
         async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "websocket.accept":
+                state["status"] = 101
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            elif message["type"] in ("http.response.start", "websocket.http.response.start"):
                 state["status"] = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
@@ -61,11 +67,12 @@ class RequestContext:
                 headers["Server-Timing"] = _server_timing({**seconds, "total": time.perf_counter() - started})
             await send(message)
 
-        self._metrics.in_flight.inc()
+        in_flight = scope["type"] == "http"  # a stream stays open
+        self._metrics.in_flight.inc(in_flight)
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight.dec(in_flight)
             self._record(scope, method, time.perf_counter() - started)
 
     def _record(self, scope: Scope, method: str, total: float) -> None:
@@ -74,7 +81,8 @@ class RequestContext:
         route = getattr(scope.get("route"), "path", "unmatched")
         method = method if method in _METHODS else "other"
         self._metrics.requests.labels(route, method, status).inc()
-        self._metrics.request_seconds.labels(route).observe(total)
+        if status != 101:
+            self._metrics.request_seconds.labels(route).observe(total)
         if seconds and status == 200:  # others have been through some of the stages only, and would spoil the means
             for stage, value in {**seconds, "total": total}.items():
                 self._metrics.stage_seconds.labels(stage).observe(value)
@@ -93,7 +101,7 @@ class Problems:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         try:
@@ -105,7 +113,7 @@ class Problems:
             if scope["state"]["status"] == 0:  # or its answer is begun, and only breaks off
                 note_problem(scope, problem)
                 await render(problem, request_id)(scope, receive, send)
-            _let_go(error)
+            let_go(error)
 
 
 class ApiKeys:
@@ -116,7 +124,7 @@ class ApiKeys:
         self._keys = [key.get_secret_value().encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._known(scope):
+        if scope["type"] == "lifespan" or not self._keys or scope["path"] in OPEN_PATHS or self._known(scope):
             await self._app(scope, receive, send)
             return
         raise Problem("unauthorized", "Send one of the service's keys as Authorization: Bearer … or X-API-Key.")
@@ -127,6 +135,7 @@ class ApiKeys:
         sent = [headers.get("x-api-key", "")]
         if scheme.lower() == "bearer":  # which may be another server's, of one before this
             sent.append(token.strip())
+        sent += [key for key in map(_key_of_browser, scope.get("subprotocols", ())) if key]
         # Every key is compared, so that the time tells nothing of which.
         return sum(hmac.compare_digest(each.encode("latin-1"), key) for each in sent for key in self._keys) > 0
 
@@ -189,11 +198,22 @@ def note_problem(scope: Scope, problem: Problem) -> None:
     scope["state"]["problem"] = problem.code
 
 
-def _let_go(error: BaseException | None) -> None:
+def let_go(error: BaseException | None) -> None:
     """Empty the frames that an exception holds, which hold bodies and pictures, until the next collection of cycles."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+
+
+def _key_of_browser(subprotocol: str) -> str:
+    """The key in a subprotocol key.<base64url>, the one header of a WebSocket that a browser's page can write; or nothing."""
+    prefix, _, written = subprotocol.partition(".")
+    if prefix != "key":
+        return ""
+    try:
+        return base64.urlsafe_b64decode(written + "=" * (-len(written) % 4)).decode("latin-1")
+    except binascii.Error:
+        return ""
 
 
 def _server_timing(seconds: dict[str, float]) -> str:

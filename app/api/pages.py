@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 _STATIC = Path(__file__).parent / "static"
-_PARTS = ("demo.css", "demo.js", "docs.js", "example.jpg", "swagger-ui/swagger-ui-bundle.js", "swagger-ui/swagger-ui.css")
+_SWAGGER_UI = ("swagger-ui/swagger-ui-bundle.js", "swagger-ui/swagger-ui.css")
+_PARTS = ("demo.css", "demo.js", "camera.js", "docs.js", "example.jpg", *_SWAGGER_UI)
 _FILES = {"/": "demo.html", "/docs": "docs.html"} | {f"/static/{name}": name for name in _PARTS}
 _TYPES = {
     ".html": "text/html; charset=utf-8",

@@ -25,7 +25,7 @@ UInt8 = npt.NDArray[np.uint8]
 router = APIRouter()
 
 _JSON = "application/json"
-_MAX_PEOPLE = 50  # found in a picture, where the request names no number
+MAX_PEOPLE = 50  # found in a picture, where the request names no number
 _DRAWN = {"image/jpeg": ".jpg", "image/png": ".png"}
 _BINARY = {"type": "string", "format": "binary"}
 
@@ -90,7 +90,7 @@ def _task(asked: PoseRequest, answer_type: str, received: float, settings: Setti
         model=asked.options.model,
         flip_test=asked.options.flip_test,
         detection_threshold=asked.options.detection_threshold,
-        max_people=asked.options.max_people or min(_MAX_PEOPLE, settings.max_boxes),
+        max_people=asked.options.max_people or min(MAX_PEOPLE, settings.max_boxes),
         draw=partial(_drawn, asked.options, _DRAWN[answer_type]) if answer_type in _DRAWN else None,
         deadline=received + (asked.options.timeout_ms or settings.timeout_ms) / 1000,
     )
@@ -113,13 +113,14 @@ async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, Outc
         await asyncio.gather(job, watch, return_exceptions=True)
 
 
-def _threshold(options: Options, model: ModelDescription) -> float:
+def threshold_of(options: Options, model: ModelDescription) -> float:
+    """The score from which a keypoint is called visible."""
     return model.keypoints.threshold if options.keypoint_threshold is None else options.keypoint_threshold
 
 
 def _drawn(options: Options, extension: str, pixels: UInt8, model: ModelDescription, people: People) -> bytes:
     joints = model.keypoints
-    draw_people(pixels, people.keypoints, joints.skeleton, joints.names, _threshold(options, model))
+    draw_people(pixels, people.keypoints, joints.skeleton, joints.names, threshold_of(options, model))
     return encode(pixels, extension)
 
 
@@ -127,4 +128,4 @@ def _json_of(asked: PoseRequest, outcome: Outcome) -> bytes:
     model = outcome.model.description
     if asked.options.format == "results":
         return coco_results(asked.pictures, outcome.people)
-    return coco_data_set(asked.pictures, outcome.people, model, _threshold(asked.options, model))
+    return coco_data_set(asked.pictures, outcome.people, model, threshold_of(asked.options, model))

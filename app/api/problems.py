@@ -117,8 +117,8 @@ def _picture_problem(error: pipeline.PictureError) -> Problem:
             return at("invalid_image", ("images", error.picture), str(cause))
 
 
-def render(problem: Problem, request_id: str) -> Response:
-    """The answer that tells a client of a problem."""
+def content_of(problem: Problem, request_id: str) -> dict[str, Any]:
+    """What a client is told of a problem."""
     status, title = PROBLEMS[problem.code]
     content: dict[str, Any] = {
         "type": f"/problems/{problem.code}",
@@ -129,6 +129,11 @@ def render(problem: Problem, request_id: str) -> Response:
     }
     if problem.errors:
         content["errors"] = [{"loc": list(error.loc), "msg": error.msg} for error in problem.errors]
+    return content
+
+
+def render(problem: Problem, request_id: str) -> Response:
+    """The answer that tells a client of a problem."""
     headers = {}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
@@ -136,4 +141,5 @@ def render(problem: Problem, request_id: str) -> Response:
         headers["Connection"] = "close"  # the rest of the body is not waited for
     if problem.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(orjson.dumps(content), status, headers, "application/problem+json")
+    content = orjson.dumps(content_of(problem, request_id))
+    return Response(content, problem.status, headers, "application/problem+json")

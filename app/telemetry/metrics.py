@@ -39,6 +39,19 @@ class Metrics:
         )
         self.ready = Gauge("pose_ready", "1 where the service takes work, as /readyz tells.", registry=registry)
         self.connections = Gauge("pose_http_connections", "Open connections.", registry=registry)
+        self.streams = Gauge("pose_streams", "Open streams.", registry=registry)
+        self.stream_frames = Counter(
+            "pose_stream_frames",
+            "Frames of streams: answered, refused, or skipped for newer ones.",
+            ("outcome",),
+            registry=registry,
+        )
+        self.stream_frame_seconds = Histogram(
+            "pose_stream_frame_duration_seconds",
+            "Seconds from a frame's arrival to its answer.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self.images = Counter("pose_images", "Pictures answered.", registry=registry)
         self.crops = Counter("pose_crops", "Crops that a network has run on.", ("model",), registry=registry)
         self.searched_images = Counter(

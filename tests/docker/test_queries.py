@@ -15,6 +15,7 @@ import httpx
 import pytest
 import yaml
 from prometheus_client import Histogram
+from websockets.sync.client import connect
 
 from app.telemetry.metrics import Metrics
 
@@ -161,7 +162,13 @@ def prometheus(start_service, t_pose, tmp_path_factory) -> Iterator[httpx.Client
                 many = {"boxes": ";".join([BOX] * 30), "timeout_ms": random.choice((100, 60_000))}
                 client.post("/v1/pose", params=many, content=t_pose, headers=JPEG)
 
-    clients = [threading.Thread(target=load) for _ in range(3)]
+    def follow() -> None:
+        with connect(f"ws://127.0.0.1:{service.port}/v1/stream?timeout_ms=60000", max_size=None) as stream:
+            while not done.is_set():
+                stream.send(t_pose)
+                stream.recv(timeout=60)
+
+    clients = [threading.Thread(target=each) for each in (load, load, load, follow)]
     for client in clients:
         client.start()
     try:

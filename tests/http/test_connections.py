@@ -22,7 +22,7 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from app.api.connections import Connection
+from app.api.connections import Connection, StreamConnection
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
@@ -396,8 +396,14 @@ def test_a_client_that_reads_its_answer_keeps_its_connection(patient):
 
 
 async def answer(scope, receive, send) -> None:
-    """An application that answers before it reads a body, with as many bytes as the query says."""
+    """An application that answers before it reads a body, or opens a stream, with as many bytes as the query says."""
     body = bytes(int(scope["query_string"] or b"2"))
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "bytes": body})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+        return
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": 200, "headers": [length]})
     await send({"type": "http.response.body", "body": body})
@@ -406,7 +412,8 @@ async def answer(scope, receive, send) -> None:
 @contextlib.asynccontextmanager
 async def connected(**settings: float):
     """A connection of the service, and a client's end of it to read and to write."""
-    config = uvicorn.Config(answer, timeout_keep_alive=1, log_config=None)
+    streams = partial(StreamConnection, Settings(**settings), Metrics())
+    config = uvicorn.Config(answer, timeout_keep_alive=1, log_config=None, ws=streams)
     config.load()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         sock = socket.socket()
@@ -441,6 +448,23 @@ def test_a_few_bytes_of_an_answer_that_lie_unread_hold_no_connection(ending):
             return await is_gone(connection, 0.5), await is_gone(connection, 1.5)
 
     assert uvloop.run(leave_it()) == (False, True)
+
+
+def test_an_answer_of_a_stream_that_lies_unread_holds_no_connection():
+    async def leave_it() -> tuple[bool, bool]:
+        async with connected(body_timeout_s=1) as (connection, reader, writer):
+            writer.write(
+                b"GET /v1/stream?50000 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            )
+            await reader.readuntil(b" 101 ")
+            streams = connection.connections
+            await asyncio.sleep(0.5)
+            before = len(streams)
+            await asyncio.sleep(1.5)
+            return before == 1, len(streams) == 0
+
+    assert uvloop.run(leave_it()) == (True, True)
 
 
 @pytest.mark.parametrize("stops", [False, True])

@@ -1,6 +1,8 @@
 // The demo page: a photo goes to POST /v1/pose as a body of its own, and what comes back is drawn over it.
 // Boxes that are dragged on the photo are sent with it; without any the service finds the people.
 
+import { follow } from "./camera.js";
+
 const part = (id) => document.getElementById(id);
 const canvas = part("canvas");
 const LONGEST = 1600; // of the canvas, in its own pixels
@@ -15,11 +17,13 @@ let answer = null; // COCO data set
 let corner = null; // where a drag began
 let dragged = null; // the box that is being drawn
 let running = null; // AbortController of the request on its way
+let stopCamera = null; // while it runs
 
 const shown = ({ width, height }) => upright?.width === width && upright.height === height;
 const size = () => answer ? answer.images[0] : upright ?? { width: 4, height: 3 };
 
 async function show(file) {
+  stopCamera?.();
   running?.abort(); // its answer is of another photo
   [photo, upright, boxes, earlier, answer, corner, dragged] = [file, null, [], [], null, null, null];
   part("answer").hidden = true;
@@ -70,6 +74,60 @@ async function byService(file) {
   return response?.ok ? byBrowser(await response.blob()) : null;
 }
 
+// Follow the people before the camera until it is stopped, by a photo or the button.
+async function film() {
+  stopCamera?.();
+  running?.abort();
+  [photo, boxes, earlier, corner, dragged] = [null, [], [], null, null];
+  for (const id of ["retry", "undo", "search"]) offer(id, false);
+  part("answer").hidden = true;
+  const first = part("invitation").contains(document.activeElement);
+  part("invitation").hidden = true;
+  part("again").hidden = false;
+  if (first) part("film").focus();
+  part("stage").classList.add("filled");
+  tell("Waiting for the camera …");
+  let stopped = false, told = performance.now(), frames = 0;
+  const seen = (frame, content) => {
+    if (stopped) return;
+    if (!content.annotations) return tell(problemOf(content, content.status), true);
+    upright = { picture: frame, width: frame.width, height: frame.height };
+    answer = content;
+    draw();
+    frames += 1;
+    const seconds = (performance.now() - told) / 1000;
+    if (seconds < 1) return;
+    const people = content.annotations.length;
+    tell(`${people === 1 ? "1 person" : `${people} people`}, ${(frames / seconds).toFixed(0)} frames a second, `
+      + `${content.timing.total.toFixed(0)} ms for this one in the service.`);
+    [told, frames] = [performance.now(), 0];
+  };
+  const ended = (words) => {
+    if (stopped) return;
+    over();
+    if (words) tell(words, true);
+  };
+  const over = () => {
+    stopped = true;
+    stopCamera = null;
+    part("film").textContent = "Use the camera";
+  };
+  let stop = () => {};
+  stopCamera = () => {
+    over();
+    stop();
+  };
+  part("film").textContent = "Stop the camera";
+  try {
+    stop = await follow(query(), part("key").value, seen, ended);
+    if (stopped) stop();
+  } catch (error) {
+    if (stopped) return;
+    over();
+    fail(`There is no camera: ${error.message.replace(/\.$/, "")}.`);
+  }
+}
+
 function headersOf(file) {
   const headers = { "Content-Type": TYPES.includes(file.type) ? file.type : "application/octet-stream" };
   if (part("key").value) headers["X-API-Key"] = part("key").value;
@@ -86,6 +144,7 @@ function query() {
 }
 
 async function send() {
+  if (stopCamera) return film(); // with the options as they are now
   if (!photo) return;
   running?.abort();
   const request = running = new AbortController();
@@ -174,7 +233,7 @@ function row(name, milliseconds, total) {
 }
 
 function draw() {
-  if (!photo || (!upright && !answer)) {
+  if (!upright && !answer) {
     canvas.hidden = true;
     return;
   }
@@ -194,7 +253,19 @@ function draw() {
     [context.strokeStyle, context.lineWidth] = [colour, wide];
     for (const box of dragged ? [...drawn, dragged] : drawn) context.strokeRect(...box);
   }
+  if (part("boxes").checked) numberTracks(context, thin);
   for (const person of answer?.annotations ?? []) drawPerson(context, person, answer.categories[0], thin);
+}
+
+// The numbers that people have in a video.
+function numberTracks(context, thin) {
+  context.font = `${14 * size().width / canvas.getBoundingClientRect().width}px system-ui, sans-serif`;
+  context.textBaseline = "top";
+  for (const { track_id: number, bbox: [x, y] } of (answer?.annotations ?? []).filter((person) => person.track_id)) {
+    [context.strokeStyle, context.fillStyle, context.lineWidth] = ["#000", "#fff", 2 * thin];
+    context.strokeText(number, x + 3 * thin, y + 3 * thin);
+    context.fillText(number, x + 3 * thin, y + 3 * thin);
+  }
 }
 
 function drawPerson(context, person, { keypoints: names, skeleton }, thin) {
@@ -261,11 +332,11 @@ function describe([x, y]) {
     .sort((one, other) => one.away - other.away)[0];
   canvas.title = near
     ? `${near.name}: score ${near.score.toFixed(2)}` + (near.error === undefined ? "" : `, some ${Number(near.error.toPrecision(2))} pixels off`)
-    : "Drag a box around a person";
+    : photo ? "Drag a box around a person" : "";
 }
 
 canvas.addEventListener("pointerdown", (event) => {
-  if (!event.isPrimary || event.button || !(upright || answer)) return;
+  if (!event.isPrimary || event.button || !photo || !(upright || answer)) return; // nothing is asked of a video
   if (event.pointerType === "touch" && !part("mark").checked) return;
   [corner, dragged] = [placeOf(event), null];
   canvas.setPointerCapture(event.pointerId);
@@ -317,6 +388,12 @@ part("search").addEventListener("click", () => {
   send();
 });
 part("another").addEventListener("click", () => part("file").click());
+part("film").addEventListener("click", () => {
+  if (!stopCamera) return film();
+  stopCamera();
+  tell("The camera is off.");
+});
+part("start").addEventListener("click", film);
 part("file").addEventListener("change", (event) => {
   if (event.target.files.length) show(event.target.files[0]);
   event.target.value = ""; // so that the same photo may be chosen again

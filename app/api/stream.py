@@ -1,0 +1,187 @@
+"""WS /v1/stream: picture files in, one JSON message out for each that is answered; the newest frame wins."""
+
+import asyncio
+import logging
+import time
+from urllib.parse import urlsplit
+
+import orjson
+from fastapi import APIRouter, WebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from app.api.bodies import read_stream_options
+from app.api.formats import coco_frame
+from app.api.middleware import SUBPROTOCOL, let_go
+from app.api.pose import MAX_PEOPLE, threshold_of
+from app.api.problems import Problem, content_of, problem_of
+from app.api.schemas import Options
+from app.inference.follower import Follower
+from app.inference.pipeline import NoDetector, NotReady, Pipeline, PoseTask
+from app.settings import Settings
+from app.telemetry.metrics import STAGES, Metrics
+
+log = logging.getLogger("app.requests")
+
+router = APIRouter(include_in_schema=False)  # OpenAPI knows no WebSockets; README.md describes it
+
+_Frame = tuple[bytes, int, float]
+
+_POLICY_VIOLATION, _UNSUPPORTED_DATA, _INTERNAL_ERROR = 1008, 1003, 1011  # RFC 6455, 7.4.1
+
+
+@router.get("/v1/stream")
+async def no_handshake() -> None:
+    """Tell who does not open a stream why nothing is here."""
+    raise Problem(
+        "not_found",
+        "This page speaks WebSocket alone (RFC 6455, version 13), and the request is no handshake of it; a proxy may have "
+        "taken its Upgrade away.",
+    )
+
+
+@router.websocket("/v1/stream")
+async def stream(socket: WebSocket) -> None:
+    """Follow the people of a video until its client leaves. Raises Problem, or the pipeline's, before it accepts."""
+    settings: Settings = socket.app.state.settings
+    metrics: Metrics = socket.app.state.metrics
+    streams: set[WebSocket] = socket.app.state.streams
+    _check_origin(socket, settings)
+    options = read_stream_options(socket.query_params, settings)
+    _check_ready(socket.app.state.pipeline, options)
+    if len(streams) >= settings.max_streams:
+        limit = f"The service follows at most {settings.max_streams} streams at once, and no more fit in."
+        raise Problem("queue_full", limit, retry_after=5)
+    streams.add(socket)
+    metrics.streams.set(len(streams))
+    try:
+        await socket.accept(SUBPROTOCOL if SUBPROTOCOL in socket.scope["subprotocols"] else None)
+        await _follow(socket, options)
+    except WebSocketDisconnect:
+        pass  # while it was answered
+    except Exception:
+        await socket.close(_INTERNAL_ERROR, "The service failed; its log tells why.")
+        raise
+    finally:
+        streams.discard(socket)
+        metrics.streams.set(len(streams))
+
+
+def _check_origin(socket: WebSocket, settings: Settings) -> None:
+    """Raise Problem for pages of other origins: browsers let any page open a WebSocket and leave it to the server."""
+    origin = socket.headers.get("origin")
+    own = origin is None or urlsplit(origin).netloc == socket.headers.get("host")
+    if not own and not {origin, "*"} & set(settings.cors_origins):
+        told = f"Pages of {origin[:200] if origin else ''} may not ask: POSE_CORS_ORIGINS does not name them."
+        raise Problem("unauthorized", told)
+
+
+def _check_ready(pipeline: Pipeline, options: Options) -> None:
+    pipeline.find(options.model)
+    if pipeline.detector is None:
+        raise NoDetector
+    if pipeline.draining or pipeline.why_not_ready:
+        raise NotReady(pipeline.why_not_ready or "The service is about to stop.")
+
+
+async def _follow(socket: WebSocket, options: Options) -> None:
+    """Read and answer frames side by side, and close as soon as one of them ends."""
+    settings: Settings = socket.app.state.settings
+    newest = _Newest()
+    reading = asyncio.ensure_future(_read(socket, newest, settings.body_timeout_s))
+    answering = asyncio.ensure_future(_answer(socket, newest, options))
+    try:
+        await asyncio.wait({reading, answering}, return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            answering.result()  # which raises
+    finally:
+        for task in (reading, answering):
+            task.cancel()
+        await asyncio.gather(reading, answering, return_exceptions=True)
+    code, reason = reading.result()
+    if code:
+        await socket.close(code, reason)
+
+
+class _Newest:
+    """The newest frame that nobody has taken, its number and the time when it came."""
+
+    def __init__(self) -> None:
+        self._frame: _Frame | None = None
+        self._wanted: asyncio.Future[_Frame] | None = None  # by who waits for one
+        self._count = 0
+
+    def put(self, data: bytes) -> bool:
+        """Whether an older frame has to go for it."""
+        frame = data, self._count, time.perf_counter()
+        self._count += 1
+        if self._wanted is not None and not self._wanted.done():
+            self._wanted.set_result(frame)
+            return False
+        replaces = self._frame is not None
+        self._frame = frame
+        return replaces
+
+    async def take(self) -> _Frame:
+        """The frame, once there is one."""
+        frame, self._frame = self._frame, None
+        if frame is None:
+            self._wanted = asyncio.get_running_loop().create_future()
+            frame = await self._wanted
+        return frame
+
+
+async def _read(socket: WebSocket, newest: _Newest, seconds: float) -> tuple[int, str]:
+    """Read frames until the stream is to be closed: why, as WebSocket has it; code 0 where the client has left."""
+    metrics: Metrics = socket.app.state.metrics
+    while True:
+        try:
+            async with asyncio.timeout(seconds):
+                message = await socket.receive()
+        except TimeoutError:
+            return _POLICY_VIOLATION, f"No frame came within {seconds:g} seconds."
+        if message["type"] == "websocket.disconnect":
+            return 0, ""
+        data = message.get("bytes")
+        if data is None:
+            return _UNSUPPORTED_DATA, "A frame is a binary message that holds a picture file."
+        if newest.put(data):
+            metrics.stream_frames.labels("skipped").inc()
+
+
+async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
+    """Answer the newest frame, again and again."""
+    settings: Settings = socket.app.state.settings
+    pipeline: Pipeline = socket.app.state.pipeline
+    metrics: Metrics = socket.app.state.metrics
+    follower = Follower(pipeline)
+    model = pipeline.find(options.model).description
+    before = -1  # the number of the last frame that was answered
+    while True:
+        data, number, came = await newest.take()
+        task = PoseTask(
+            pictures=[data],
+            boxes=[None],
+            model=options.model,
+            flip_test=options.flip_test,
+            detection_threshold=options.detection_threshold,
+            max_people=options.max_people or min(MAX_PEOPLE, settings.max_boxes),
+            draw=None,
+            deadline=asyncio.get_running_loop().time() + (options.timeout_ms or settings.timeout_ms) / 1000,
+        )
+        try:
+            followed = await follower.follow(task, came)
+        except Exception as error:  # whatever it is, it is one frame's, and the stream goes on
+            problem = problem_of(error)
+            if problem.code == "internal_error":
+                log.exception("a frame failed", extra={"request_id": socket.state.request_id})
+            let_go(error)
+            content = orjson.dumps(content_of(problem, socket.state.request_id) | {"image_id": number})
+            metrics.stream_frames.labels("refused").inc()
+        else:
+            seconds = followed.seconds | {"total": time.perf_counter() - came}
+            timing = {stage: seconds[stage] * 1000 for stage in STAGES if stage in seconds}
+            content = coco_frame(number, number - before - 1, followed, model, threshold_of(options, model), timing)
+            metrics.stream_frames.labels("answered").inc()
+            metrics.stream_frame_seconds.observe(seconds["total"])
+        await socket.send_text(content.decode())
+        before = number

@@ -1,0 +1,86 @@
+"""People from frame to frame of a video: where to look for them next, and joints that do not tremble.
+
+Pixels of the upright frame; times in seconds.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Float64 = npt.NDArray[np.float64]
+
+_SURE = 0.2  # joints at or below it tell nothing of where somebody is
+_LEAST_JOINTS = 4
+# How far COCO's boxes reach beyond the outermost joints, as shares of the joints' longer extent: medians over the joints that
+# lpn50 finds of 1,316 labelled people of train2017.
+_MARGIN_LOW = np.array([0.06, 0.13])  # left, above
+_MARGIN_HIGH = np.array([0.06, 0.07])  # right, below
+
+# The One Euro filter (Casiez, Roussel and Vogel, CHI 2012): a low-pass whose cutoff rises with speed. Speeds are in sizes of
+# the person a second, so that the near and the far are treated alike.
+_CUTOFF_HZ = 1.0
+_CUTOFF_PER_SPEED = 5.0
+_SPEED_CUTOFF_HZ = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """Smoothed joints [N, K, 2] of people and their smoothed speeds [N, K, 2] in pixels a second."""
+
+    places: Float64
+    speeds: Float64
+
+
+def next_boxes(boxes: Float64, keypoints: Float64, width: int, height: int) -> Float64:
+    """Boxes [N, 4] (x, y, width, height) to look for people in the next frame of that size, from those of this one and the
+    keypoints [N, K, 3] (x, y, score) found there.
+
+    Half way to the box around the joints: one frame's error is not taken for the person's size. Whoever shows too few joints
+    stays where they are.
+    """
+    sure = (keypoints[..., 2] > _SURE)[..., None]
+    low = np.where(sure, keypoints[..., :2], np.inf).min(axis=1)
+    high = np.where(sure, keypoints[..., :2], -np.inf).max(axis=1)
+    enough = sure.sum(axis=(1, 2)) >= _LEAST_JOINTS
+    low, high = np.where(enough[:, None], low, boxes[:, :2]), np.where(enough[:, None], high, boxes[:, :2] + boxes[:, 2:])
+    longer = np.where(enough, (high - low).max(axis=1), 0)[:, None]
+    limit = np.array([width, height])
+    around_low = np.clip(low - longer * _MARGIN_LOW, 0, limit)
+    around_high = np.clip(high + longer * _MARGIN_HIGH, 0, limit)
+    return np.asarray((boxes + np.hstack([around_low, around_high - around_low])) / 2)
+
+
+def same_boxes(some: Float64, others: Float64, least: float) -> list[tuple[int, int]]:
+    """Pairs of places in boxes [N, 4] and [M, 4] that overlap by `least` (intersection over union), the nearest first; each
+    box is of one pair at most."""
+    low = np.maximum(some[:, None, :2], others[:, :2])
+    high = np.minimum((some[:, :2] + some[:, 2:])[:, None], others[:, :2] + others[:, 2:])
+    shared = np.maximum(high - low, 0).prod(axis=2)
+    overlaps = shared / (some[:, 2:].prod(axis=1)[:, None] + others[:, 2:].prod(axis=1) - shared)
+    pairs: list[tuple[int, int]] = []
+    for place in np.argsort(-overlaps, axis=None, kind="stable"):
+        one, other = divmod(int(place), len(others))
+        if overlaps[one, other] < least:
+            break
+        if all(one != first and other != second for first, second in pairs):
+            pairs.append((one, other))
+    return pairs
+
+
+def smooth(before: Motion, places: Float64, sizes: Float64, seconds: float) -> Motion:
+    """The motion after joints at `places` [N, K, 2] of people of `sizes` [N] were seen, `seconds` after `before`."""
+    speeds = before.speeds + _share(_SPEED_CUTOFF_HZ, seconds) * ((places - before.places) / seconds - before.speeds)
+    speed = np.hypot(speeds[..., 0], speeds[..., 1]) / sizes[:, None]
+    share = _share(_CUTOFF_HZ + _CUTOFF_PER_SPEED * speed, seconds)
+    return Motion(before.places + share[..., None] * (places - before.places), speeds)
+
+
+def at_rest(places: Float64) -> Motion:
+    """The motion of people who are seen for the first time, at `places` [N, K, 2]."""
+    return Motion(places.copy(), np.zeros_like(places))
+
+
+def _share(cutoff: Float64 | float, seconds: float) -> Float64:
+    """How much of a new value a low-pass of that cutoff (Hz) takes after so many seconds."""
+    return np.asarray(1 / (1 + 1 / (2 * np.pi * np.asarray(cutoff) * seconds)))
