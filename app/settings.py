@@ -56,7 +56,9 @@ class Settings(BaseSettings):
         512, ge=1, description="Open connections; over it an idle one is closed. Half of the usual limit of descriptors."
     )
     max_streams: int = Field(
-        16, ge=0, description="Streams at once. Their frames share what bodies may hold: 2.8 MB a frame by default. 0: none."
+        16,
+        ge=0,
+        description="Streams at once; their frames may hold queue_bytes besides: 2.8 MB a frame, three a stream. 0: none.",
     )
     drain_s: int = Field(20, ge=0, description="Seconds that a stopping service gives accepted requests to end.")
     max_batch_crops: int = Field(
@@ -81,7 +83,7 @@ class Settings(BaseSettings):
     @property
     def max_frame_bytes(self) -> int:
         """Bytes of a frame: a stream holds one that comes, one that waits and one that is worked on, and all streams together
-        what all bodies may."""
+        as much as all bodies may."""
         return min(self.max_body_bytes, self.queue_bytes // (3 * max(1, self.max_streams)))
 
     @field_validator("api_keys", "cors_origins", mode="before")

@@ -24,7 +24,7 @@ from training.evaluate import evaluate_set, labelled_boxes
 Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 
-_FRAMES_FOLLOWED = 4
+_FOLLOWED = (0, 1, 2, 4, 8, 17)  # frames; about 18 come from one search to the next
 _FRAMES, _FIRST = 24, 8  # of a video, and the one from which on it is measured
 _SECONDS = 1 / 20
 _NOISE = 6.0  # grey levels
@@ -35,13 +35,15 @@ _SPEEDS = (0.0, 0.25, 1.0, 3.0)  # sizes of the person a second
 
 
 def followed(estimate: Estimator) -> Estimator:
-    """An estimator whose ways are the keypoints after 0, 1, … frames in which people were followed."""
+    """An estimator whose ways are the keypoints after some numbers of frames in which people were followed."""
 
     def after_frames(picture: Picture, boxes: Float64) -> dict[str, Float64]:
         ways = {}
-        for frame in range(_FRAMES_FOLLOWED + 1):
-            keypoints = ways[f"after {frame} frames"] = estimate(picture, boxes)[PLAIN]
+        for frame in range(_FOLLOWED[-1] + 1):
+            keypoints = estimate(picture, boxes)[PLAIN]
             boxes = tracking.next_boxes(boxes, keypoints, picture.image["width"], picture.image["height"])
+            if frame in _FOLLOWED:
+                ways[f"after {frame} frames"] = keypoints
         return ways
 
     return after_frames
@@ -77,12 +79,12 @@ def tremble_and_lag(joints: Float64, size: float, speed: float) -> tuple[float, 
     """Of joints [frames, K, 2] that move sideways besides: the deviation of their steps from frame to frame before and after
     smoothing, and how far the smoothed ones are behind, as shares of the person's size."""
     seen = joints + np.arange(len(joints))[:, None, None] * [speed * size * _SECONDS, 0]
-    motion = tracking.at_rest(seen[:1])
+    motion = tracking.at_rest(seen[0])
     smoothed = [motion.places]
     for places in seen[1:]:
-        motion = tracking.smooth(motion, places[None], np.array([size]), _SECONDS)
+        motion = tracking.smooth(motion, places, size, _SECONDS)
         smoothed.append(motion.places)
-    before, after = seen[_FIRST:], np.concatenate(smoothed)[_FIRST:]
+    before, after = seen[_FIRST:], np.array(smoothed)[_FIRST:]
     steps = [float(np.diff(places, axis=0).std(axis=0).mean() / size) for places in (before, after)]
     return steps[0], steps[1], float(np.abs((before - after)[..., 0].mean(axis=0)).mean() / size)
 

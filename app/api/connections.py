@@ -4,7 +4,6 @@ Everything here happens before or after a request is the application's, so its a
 """
 
 import asyncio
-import binascii
 import logging
 import re
 import select
@@ -17,6 +16,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.datastructures import Headers
+from websockets.frames import CloseCode, Frame
+from websockets.http11 import Request
+from websockets.protocol import State
+from websockets.server import ServerProtocol
 
 from app.api.problems import Problem, render
 from app.inference.pipeline import Pipeline
@@ -33,6 +37,10 @@ _SENT_AHEAD = 64  # requests on a connection that wait for the answers before th
 # Only a whole handshake of a stream is taken up, once its head is read.
 _OFFER = re.compile(rb"(?i)\r\nUpgrade:")
 _CUT = re.compile(rb"(?i)\r(\n(\r|U|Up|Upg|Upgr|Upgra|Upgrad|Upgrade)?)?\Z")  # of an offer, or of a head's end, by a read
+_HANDSHAKE_LINES, _HANDSHAKE_LINE_BYTES = 100, 8_000  # a little less than websockets takes
+_FRAMES_A_SECOND = 1000  # of WebSocket, which a stream may send: pings and parts too
+_SLICE_BYTES = 16_384  # of what came, that are taken apart before it is looked at how many frames there were
+_CLOSING_SECONDS = 2.0  # for a client to read why its stream is closed, and to close it too
 _LAST_REQUESTS_SECONDS = 1.0  # for requests that are on their way when the service is told to stop
 
 
@@ -161,32 +169,37 @@ class Connection(HttpToolsProtocol):
                 self.transport.close
             )  # the rest of a refused body is read and forgotten, so that the refusal is read
 
+    def _should_upgrade(self) -> bool:
+        """Never by uvicorn: it would take up any handshake, also one behind a request that waits for its answer."""
+        return False
+
     def _is_handshake(self) -> bool:
-        """Whether the request whose head is read opens a stream (RFC 6455, 4.2.1), and nothing before it waits for an
-        answer."""
-        headers = dict(self.headers)
-        tokens = {token.strip() for token in headers.get(b"connection", b"").lower().split(b",")}
-        try:
-            key = binascii.a2b_base64(headers.get(b"sec-websocket-key", b""), strict_mode=True)
-        except binascii.Error:
+        """Whether the request whose head is read opens a stream: a whole handshake that websockets takes as well, on a
+        connection where nothing waits to be answered or to be read by the client."""
+        if self.url.partition(b"?")[0] != STREAM_PATH:
             return False
-        return (
-            self.parser.get_method() == b"GET"
-            and self.url.partition(b"?")[0] == STREAM_PATH
-            and headers.get(b"refused-upgrade", b"").lower() == b"websocket"
-            and b"upgrade" in tokens
-            and headers.get(b"sec-websocket-version") == b"13"
-            and len(key) == 16
-            and not headers.keys() & {b"content-length", b"transfer-encoding"}
-            and (self.cycle is None or self.cycle.response_complete)
-        )
+        head = [(name, value) for name, value in self.headers if name not in (b"upgrade", b"refused-upgrade")]
+        offered = [value for name, value in self.headers if name == b"refused-upgrade"]
+        names = {name for name, _ in head}
+        if (
+            (self.parser.get_method(), self.parser.get_http_version()) != (b"GET", "1.1")
+            or names & {b"content-length", b"transfer-encoding"}
+            or len(head) > _HANDSHAKE_LINES
+            or max(map(len, (self.url, *(name + value for name, value in head)))) > _HANDSHAKE_LINE_BYTES
+            or not (self.cycle is None or self.cycle.response_complete)
+            or self.transport.get_write_buffer_size()
+        ):
+            return False
+        self.headers[:] = [*head, *((b"upgrade", value) for value in offered)]
+        headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers)
+        request = Request(self.url.decode("latin-1"), headers)
+        return ServerProtocol(logger=logging.getLogger("uvicorn.error")).accept(request).status_code == 101
 
     def _hand_over(self) -> None:
         self._expect(None)
         self._unset_keepalive_if_required()
         self._handed_over = True
         self.scope["method"] = "GET"
-        self.headers[:] = [(b"upgrade" if name == b"refused-upgrade" else name, value) for name, value in self.headers]
         self.handle_websocket_upgrade()
 
     def pause_writing(self) -> None:
@@ -285,12 +298,18 @@ class Connection(HttpToolsProtocol):
 
 
 class StreamConnection(WebSocketsSansIOProtocol):
-    """A connection that has become a stream. Its client has to read the answers, as one of HTTP has."""
+    """A connection that has become a stream, where uvicorn's own leaves a hostile client room.
+
+    Its client has to read the answers, as one of HTTP has, and may not send more frames than anybody needs.
+    """
 
     _unread: asyncio.TimerHandle | None = None
+    _second = 0  # of the loop's clock, in which so many …
+    _frames = 0  # … came
 
     def __init__(self, settings: Settings, metrics: Metrics, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
+        self.close_timeout = _CLOSING_SECONDS
         self._seconds = settings.body_timeout_s
         self._metrics = metrics
 
@@ -299,6 +318,50 @@ class StreamConnection(WebSocketsSansIOProtocol):
         if self._unread is not None:
             self._unread.cancel()
         self._metrics.connections.set(len(self.connections))
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), _SLICE_BYTES):
+            super().data_received(data[start : start + _SLICE_BYTES])
+
+    def handle_events(self) -> None:
+        second = int(self.loop.time())
+        self._frames = len(self.conn.events) + (self._frames if second == self._second else 0)
+        self._second = second
+        if self._frames > _FRAMES_A_SECOND:
+            self.conn.events.clear()
+            self._fail(CloseCode.POLICY_VIOLATION, f"Over {_FRAMES_A_SECOND} frames came within a second.")
+            return
+        super().handle_events()
+
+    def handle_text(self, event: Frame) -> None:  # noqa: ARG002 - no text is one
+        self._fail(CloseCode.UNSUPPORTED_DATA, "A frame is a binary message that holds a picture file.")
+
+    def handle_parser_exception(self) -> None:
+        """Tell why the stream is closed, and let what still comes be read and forgotten, so that it is heard."""
+        if self.close_sent:
+            return
+        self.close_sent = True
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL_CLOSURE})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def _fail(self, code: int, reason: str) -> None:
+        self.conn.fail(code, reason)
+        self.handle_parser_exception()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True  # by a refusal, which uvicorn would call a defect of the application
+
+    def shutdown(self) -> None:
+        if self.handshake_complete and not self.close_sent and self.conn.state is not State.OPEN:
+            self.transport.close()  # the client has closed it, and uvicorn's would raise
+        else:
+            super().shutdown()
 
     def pause_writing(self) -> None:
         super().pause_writing()

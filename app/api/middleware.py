@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import hmac
 import logging
 import re
@@ -212,7 +211,7 @@ def _key_of_browser(subprotocol: str) -> str:
         return ""
     try:
         return base64.urlsafe_b64decode(written + "=" * (-len(written) % 4)).decode("latin-1")
-    except binascii.Error:
+    except ValueError:  # of no base64, or no ASCII
         return ""
 
 

@@ -17,7 +17,9 @@ _ANYWHERE = ("malformed_body", "request_timeout", "body_too_large", "internal_er
 # path → the problems that it is answered with, beside those that any request may meet
 _PROBLEMS_OF: dict[str, tuple[str, ...]] = {
     "/v1/pose": tuple(
-        code for code in PROBLEMS if code not in ("unauthorized", "not_found", "method_not_allowed", *_ANYWHERE)
+        code
+        for code in PROBLEMS
+        if code not in ("unauthorized", "origin_not_allowed", "not_found", "method_not_allowed", *_ANYWHERE)
     ),
     "/v1/models": (),
     "/v1/models/{name}": ("model_not_found",),

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 PROBLEMS: dict[str, tuple[int, str]] = {
     "malformed_body": (400, "The body cannot be read"),
     "unauthorized": (401, "A valid API key is needed"),
+    "origin_not_allowed": (403, "Pages of this origin may not open streams"),
     "not_found": (404, "There is no such page"),
     "model_not_found": (404, "There is no such model"),
     "method_not_allowed": (405, "The page does not take this method"),

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from urllib.parse import urlsplit
 
 import orjson
 from fastapi import APIRouter, WebSocket
@@ -26,7 +25,7 @@ router = APIRouter(include_in_schema=False)  # OpenAPI knows no WebSockets; READ
 
 _Frame = tuple[bytes, int, float]
 
-_POLICY_VIOLATION, _UNSUPPORTED_DATA, _INTERNAL_ERROR = 1008, 1003, 1011  # RFC 6455, 7.4.1
+_POLICY_VIOLATION, _INTERNAL_ERROR = 1008, 1011  # RFC 6455, 7.4.1
 
 
 @router.get("/v1/stream")
@@ -35,7 +34,7 @@ async def no_handshake() -> None:
     raise Problem(
         "not_found",
         "This page speaks WebSocket alone (RFC 6455, version 13), and the request is no handshake of it; a proxy may have "
-        "taken its Upgrade away.",
+        "taken its Upgrade away. A handshake may have 100 lines of 8,000 bytes.",
     )
 
 
@@ -69,10 +68,11 @@ async def stream(socket: WebSocket) -> None:
 def _check_origin(socket: WebSocket, settings: Settings) -> None:
     """Raise Problem for pages of other origins: browsers let any page open a WebSocket and leave it to the server."""
     origin = socket.headers.get("origin")
-    own = origin is None or urlsplit(origin).netloc == socket.headers.get("host")
-    if not own and not {origin, "*"} & set(settings.cors_origins):
-        told = f"Pages of {origin[:200] if origin else ''} may not ask: POSE_CORS_ORIGINS does not name them."
-        raise Problem("unauthorized", told)
+    if origin is None or origin.partition("://")[2] == socket.headers.get("host"):
+        return
+    if not {origin, "*"} & set(settings.cors_origins):
+        told = f"The page's origin is {origin[:200]!r}, neither the service's own nor one that POSE_CORS_ORIGINS names."
+        raise Problem("origin_not_allowed", told)
 
 
 def _check_ready(pipeline: Pipeline, options: Options) -> None:
@@ -107,7 +107,8 @@ class _Newest:
 
     def __init__(self) -> None:
         self._frame: _Frame | None = None
-        self._wanted: asyncio.Future[_Frame] | None = None  # by who waits for one
+        self._wanted: asyncio.Future[_Frame] | None = None  # by who waits for one …
+        self._since = time.perf_counter()  # … since then
         self._count = 0
 
     def put(self, data: bytes) -> bool:
@@ -125,9 +126,15 @@ class _Newest:
         """The frame, once there is one."""
         frame, self._frame = self._frame, None
         if frame is None:
-            self._wanted = asyncio.get_running_loop().create_future()
+            self._wanted, self._since = asyncio.get_running_loop().create_future(), time.perf_counter()
             frame = await self._wanted
+            self._wanted = None
         return frame
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long somebody has waited for a frame; 0 while one is worked on."""
+        return 0.0 if self._wanted is None else time.perf_counter() - self._since
 
 
 async def _read(socket: WebSocket, newest: _Newest, seconds: float) -> tuple[int, str]:
@@ -138,14 +145,14 @@ async def _read(socket: WebSocket, newest: _Newest, seconds: float) -> tuple[int
             async with asyncio.timeout(seconds):
                 message = await socket.receive()
         except TimeoutError:
+            if newest.idle_seconds < seconds:  # it is the service that is slow
+                continue
             return _POLICY_VIOLATION, f"No frame came within {seconds:g} seconds."
         if message["type"] == "websocket.disconnect":
             return 0, ""
-        data = message.get("bytes")
-        if data is None:
-            return _UNSUPPORTED_DATA, "A frame is a binary message that holds a picture file."
-        if newest.put(data):
+        if newest.put(message["bytes"]):
             metrics.stream_frames.labels("skipped").inc()
+        await asyncio.sleep(0)  # receive() gives what has come without a turn for anybody else
 
 
 async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
@@ -175,7 +182,9 @@ async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
             if problem.code == "internal_error":
                 log.exception("a frame failed", extra={"request_id": socket.state.request_id})
             let_go(error)
-            content = orjson.dumps(content_of(problem, socket.state.request_id) | {"image_id": number})
+            content = orjson.dumps(
+                content_of(problem, socket.state.request_id) | {"image_id": number, "skipped": number - before - 1}
+            )
             metrics.stream_frames.labels("refused").inc()
         else:
             seconds = followed.seconds | {"total": time.perf_counter() - came}

@@ -1,4 +1,7 @@
-"""The people of a video, frame by frame. The detector searches once a second; between, their joints tell where to look."""
+"""The people of a video, frame by frame: the detector searches once a second, and soon after somebody fades or is lost.
+
+Between, the joints of a frame tell where to look in the next.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -9,15 +12,22 @@ from app.inference.pipeline import Outcome, People, PictureError, Pipeline, Pose
 from app.inference.pose import distinct_people, person_scores
 from app.vision import box, detection, tracking
 
+Bool = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 
 _SEARCH_SECONDS = 1.0
+_SOON_SECONDS = 0.2  # from one search to the next where somebody has faded or is lost
+_STALE_SECONDS = 0.25  # after which people are hardly where their joints were
+_REMEMBERED_SECONDS = 1.5  # for which somebody who is lost keeps their number
 _SAME_BOX = 0.3  # intersection over union of where somebody was looked for and where the detector finds somebody
-# Scores from which somebody who is followed is taken to be in the frame, between two searches, and where a search does not
-# find them: a search lets those go who are no longer here. Of boxes around dev people 99 % and 76 % have them, of boxes around
-# nobody 67 % and 1 %.
-_LEAST_SCORE = 0.25
-_LEAST_SCORE_UNFOUND = 0.5
+# Mean scores of sure joints. Of boxes around dev people 99 % have the least and 76 % the sure one, of boxes around nobody
+# 67 % and 1 %. Background has some 0.4 to 0.55 of the score of who stood before it.
+_LEAST_SCORE, _SURE_SCORE = 0.25, 0.5
+_FADED = 0.6  # of the score at the last search that found somebody
+_AS_BEFORE = 0.8  # of the same: enough for somebody whom a search does not find …
+_MISSES = 3  # … so many times in a row
+_UNSURE = 0.2  # joints at or below it are not smoothed from
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +40,27 @@ class Followed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tracks:
-    """The people of the last frame, and where to look for them in the next."""
+class _Track:
+    """Somebody as they were seen last, and where to look for them in the next frame."""
 
-    ids: npt.NDArray[np.int64]
+    id: int
+    box: Float64  # [4], of the next frame
+    box_score: float
+    sure: Bool  # [K], which joints were
+    places: Float64  # [K, 2], smoothed
+    speeds: Float64  # [K, 2]
+    seen: float  # when
+    found_score: float  # of their joints, at the last search that found them
+    misses: int  # searches since then
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The people of a frame: their ids, 0 for newcomers, and whether the detector found them in it."""
+
     people: People
-    motion: tracking.Motion
-    boxes: Float64  # of the next frame
-    time: float
+    ids: Int64
+    found: Bool
 
 
 class Follower:
@@ -45,9 +68,13 @@ class Follower:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._tracks: _Tracks | None = None
-        self._next_id = 1
+        self._tracks: list[_Track] = []  # those who were in the last frame, and those who were lost a moment ago
+        self._size = (0, 0)  # of the last frame
+        self._time = -np.inf  # of the last frame
+        self._interval = 0.0  # from frame to frame, as a running mean: arrivals are uneven where the video is not
+        self._searched = -np.inf
         self._next_search = -np.inf
+        self._next_id = 1
 
     async def follow(self, task: PoseTask, time: float) -> Followed:
         """The people of the next frame, which is the task's one picture, taken at `time` (seconds).
@@ -55,87 +82,141 @@ class Follower:
         Raises what Pipeline.estimate raises; the frame counts as not seen then.
         """
         seconds: dict[str, float] = {}
-        tracks = self._tracks
-        if tracks is not None and len(tracks.ids) and time < self._next_search:
-            still = await self._look_at(task, tracks, slice(None), _LEAST_SCORE, seconds)
-            if still is not None:
-                return self._kept(*still, task.max_people, time, seconds)
-        return await self._search(task, time, seconds)
+        here = [track for track in self._tracks if track.seen == self._time]
+        seen = None
+        if here and time < self._next_search and time - self._time <= _STALE_SECONDS:
+            seen = await self._look_at(task, here, [_LEAST_SCORE] * len(here), seconds)
+        if seen is None:
+            seen = await self._search(task, here, seconds)
+            self._searched, self._next_search = time, time + _SEARCH_SECONDS
+        return self._kept(seen, task.max_people, time, seconds)
 
-    async def _search(self, task: PoseTask, time: float, seconds: dict[str, float]) -> Followed:
+    async def _search(self, task: PoseTask, here: list[_Track], seconds: dict[str, float]) -> _Seen:
         """Find everybody, and look for those who were here and are not found. Who is found where somebody was is the same."""
         people = _people(await self._pipeline.estimate(task), seconds)
-        self._next_search = time + _SEARCH_SECONDS
-        ids = np.zeros(len(people.scores), np.int64)
-        tracks = self._tracks
-        if tracks is not None and len(tracks.ids):
-            pairs = tracking.same_boxes(tracks.boxes, people.boxes, _SAME_BOX)
-            for track, person in pairs:
-                ids[person] = tracks.ids[track]
-            missed = np.setdiff1d(np.arange(len(tracks.ids)), [track for track, _ in pairs])
-            also = await self._look_at(task, tracks, missed, _LEAST_SCORE_UNFOUND, seconds) if len(missed) else None
-            if also is not None:
-                people, ids = _joined(people, also[0]), np.concatenate([ids, also[1]])
-        return self._kept(people, ids, task.max_people, time, seconds)
+        seen = _Seen(people, np.zeros(len(people.scores), np.int64), np.ones(len(people.scores), np.bool_))
+        if (people.width, people.height) != self._size:
+            self._tracks = []
+        if not self._tracks:
+            return seen
+        pairs = tracking.same_boxes(np.array([track.box for track in self._tracks]), people.boxes, _SAME_BOX)
+        for track, person in pairs:
+            seen.ids[person] = self._tracks[track].id
+        missed = [track for track in here if track.id not in seen.ids]
+        if not missed:
+            return seen
+        least = [
+            min(_AS_BEFORE * track.found_score, _SURE_SCORE) if track.misses < _MISSES else _SURE_SCORE for track in missed
+        ]
+        also = await self._look_at(task, missed, least, seconds, again=True)
+        return seen if also is None else _joined(seen, also)
 
     async def _look_at(
-        self, task: PoseTask, tracks: _Tracks, which: slice | npt.NDArray[np.int64], least: float, seconds: dict[str, float]
-    ) -> tuple[People, npt.NDArray[np.int64]] | None:
-        """Those of the tracks who score `least` or more where they are looked for, and their ids; None where the frames have
-        changed their size."""
-        before = _rows(tracks.people, which)
+        self, task: PoseTask, tracks: list[_Track], least: list[float], seconds: dict[str, float], again: bool = False
+    ) -> _Seen | None:
+        """Those of the tracks who score `least` or more where they are looked for; None where frames have changed their size.
+        `again`: the frame has been searched."""
+        boxes = np.array([track.box for track in tracks])
         try:
-            people = _people(await self._pipeline.estimate(replace(task, boxes=[tracks.boxes[which]])), seconds)
+            outcome = await self._pipeline.estimate(replace(task, boxes=[boxes]), again)
         except PictureError as error:
             if isinstance(error.__cause__, box.InvalidBox):
                 return None
             raise
-        if (people.width, people.height) != (before.width, before.height):
+        people = _people(outcome, seconds)
+        if (people.width, people.height) != self._size:
             return None
-        seen = people.scores >= least
-        scores = person_scores(people.keypoints, before.box_scores)
-        return _rows(replace(people, box_scores=before.box_scores, scores=scores), seen), tracks.ids[which][seen]
+        kept = people.scores >= np.array(least)
+        box_scores = np.array([track.box_score for track in tracks])
+        people = replace(people, box_scores=box_scores, scores=person_scores(people.keypoints, box_scores))
+        ids = np.array([track.id for track in tracks], np.int64)
+        return _Seen(_rows(people, kept), ids[kept], np.zeros(int(kept.sum()), np.bool_))
 
-    def _kept(
-        self, people: People, ids: npt.NDArray[np.int64], most: int, time: float, seconds: dict[str, float]
-    ) -> Followed:
-        """The people with their ids, 0 for newcomers, at most so many, and nobody twice."""
-        followed = ids > 0
-        ranks = people.scores + followed  # who is followed goes before a newcomer
-        kept = np.flatnonzero(distinct_people(people.keypoints, ranks, people.boxes))
-        kept = kept[np.argsort(-ranks[kept], kind="stable")[:most]]
-        newcomers = kept[~followed[kept]]
-        ids = ids.copy()
-        ids[newcomers] = np.arange(self._next_id, self._next_id + len(newcomers))
-        self._next_id += len(newcomers)
-        kept = kept[np.argsort(ids[kept])]
-        people, ids = _rows(people, kept), ids[kept]
+    def _kept(self, seen: _Seen, most: int, time: float, seconds: dict[str, float]) -> Followed:
+        """Who is told: nobody twice, and at most so many, first those who are followed and found."""
+        seen = _told_once(seen)
+        best = np.argsort(-(seen.people.scores + (seen.found & (seen.ids > 0))), kind="stable")[:most]
+        ids = seen.ids[best]
+        new = np.flatnonzero(ids == 0)
+        ids[new] = np.arange(self._next_id, self._next_id + len(new))
+        self._next_id += len(new)
+        oldest = np.argsort(ids)
+        ids, people, found = ids[oldest], _rows(seen.people, best[oldest]), seen.found[best[oldest]]
         motion = self._motion(people, ids, time)
-        boxes = tracking.next_boxes(people.boxes, people.keypoints, people.width, people.height)
-        shown = detection.on_picture(boxes)
-        self._tracks = _Tracks(
-            ids[shown],
-            _rows(people, shown),
-            tracking.Motion(motion.places[shown], motion.speeds[shown]),
-            boxes[shown],
-            time,
-        )
+        around = tracking.next_boxes(people.boxes, people.keypoints, people.width, people.height)
+        self._remember(_Seen(people, ids, found), motion, around, time)
+        looked_at = ~found & detection.on_picture(around)
+        boxes = np.where(looked_at[:, None], around, people.boxes)  # where they are, not where they were looked for
         keypoints = np.concatenate([motion.places, people.keypoints[..., 2:]], axis=2)
-        return Followed(ids.tolist(), replace(people, keypoints=keypoints), seconds)
+        return Followed(ids.tolist(), replace(people, boxes=boxes, keypoints=keypoints), seconds)
 
-    def _motion(self, people: People, ids: npt.NDArray[np.int64], time: float) -> tracking.Motion:
-        """The smoothed joints of the people, of newcomers as they are seen."""
-        places = people.keypoints[..., :2]
-        motion = tracking.at_rest(places)
-        tracks = self._tracks
-        if tracks is None or time <= tracks.time:
+    def _motion(self, people: People, ids: Int64, time: float) -> tracking.Motion:
+        """The smoothed joints of the people; as they are of those who were not in the last frame, and of joints that were
+        unsure there."""
+        motion = tracking.at_rest(people.keypoints[..., :2])
+        passed = time - self._time
+        if not 0 < passed <= _SEARCH_SECONDS:
+            self._interval = 0.0
             return motion
-        _, now, then = np.intersect1d(ids, tracks.ids, return_indices=True)
-        before = tracking.Motion(tracks.motion.places[then], tracks.motion.speeds[then])
-        sizes = np.sqrt(people.boxes[now, 2:].prod(axis=1))
-        smoothed = tracking.smooth(before, places[now], sizes, time - tracks.time)
-        motion.places[now], motion.speeds[now] = smoothed.places, smoothed.speeds
+        mean = self._interval or max(passed, 1 / 30)  # the first two may come as a pair
+        self._interval = mean + 0.1 * (min(passed, 4 * mean) - mean)
+        before = {track.id: track for track in self._tracks if track.seen == self._time}
+        for row, id_ in enumerate(ids.tolist()):
+            if (track := before.get(id_)) is None:
+                continue
+            sure = track.sure[:, None]
+            places = motion.places[row]
+            then = tracking.Motion(np.where(sure, track.places, places), np.where(sure, track.speeds, 0.0))
+            size = float(np.sqrt(people.boxes[row, 2:].prod()))
+            smoothed = tracking.smooth(then, places, size, self._interval)
+            motion.places[row], motion.speeds[row] = smoothed.places, smoothed.speeds
         return motion
+
+    def _remember(self, seen: _Seen, motion: tracking.Motion, around: Float64, time: float) -> None:
+        """Make tracks of the people that are seen, with those of before who are lost, and search soon where it is needed."""
+        people = seen.people
+        scores = person_scores(people.keypoints, np.ones(len(seen.ids))).tolist()
+        searched = self._searched == time
+        before = {track.id: track for track in self._tracks}
+        tracks = []
+        soon = False
+        for row in np.flatnonzero(detection.on_picture(around)).tolist():
+            track = before.get(int(seen.ids[row]))
+            known = track is not None and not seen.found[row]
+            found_score, misses = (track.found_score, track.misses + searched) if track and known else (scores[row], 0)
+            soon |= not searched and scores[row] < _FADED * found_score
+            tracks.append(
+                _Track(
+                    int(seen.ids[row]),
+                    around[row],
+                    float(people.box_scores[row]),
+                    people.keypoints[row, :, 2] > _UNSURE,
+                    motion.places[row],
+                    motion.speeds[row],
+                    time,
+                    found_score,
+                    misses,
+                )
+            )
+        lost = [track for id_, track in before.items() if id_ not in seen.ids and time - track.seen < _REMEMBERED_SECONDS]
+        if soon or any(track.seen == self._time for track in lost):
+            self._next_search = min(self._next_search, self._searched + _SOON_SECONDS)
+        self._tracks, self._size, self._time = tracks + lost, (people.width, people.height), time
+
+
+def _told_once(seen: _Seen) -> _Seen:
+    """Without those who are somebody else twice: the detector's box is the better one, and the number is who was followed."""
+    people = seen.people
+    ranks = people.scores + seen.found
+    kept = distinct_people(people.keypoints, ranks, people.boxes)
+    ids = seen.ids.copy()
+    for newcomer in np.flatnonzero(kept & (ids == 0)):
+        for track in np.flatnonzero(~kept & (ids > 0)):
+            pair = np.array([newcomer, track])
+            if not distinct_people(people.keypoints[pair], np.array([1.0, 0.0]), people.boxes[pair])[1]:
+                ids[newcomer], ids[track] = ids[track], 0
+                break
+    return _Seen(_rows(people, kept), ids[kept], seen.found[kept])
 
 
 def _people(outcome: Outcome, seconds: dict[str, float]) -> People:
@@ -145,12 +226,12 @@ def _people(outcome: Outcome, seconds: dict[str, float]) -> People:
     return outcome.people[0]
 
 
-def _rows(people: People, rows: slice | npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> People:
+def _rows(people: People, rows: Int64 | Bool) -> People:
     columns = (people.boxes, people.box_scores, people.keypoints, people.scores)
     return People(people.width, people.height, *(column[rows] for column in columns))
 
 
-def _joined(some: People, others: People) -> People:
+def _both(some: People, others: People) -> People:
     if not len(some.scores):  # and joints without expected errors
         return others
     pairs = (
@@ -160,3 +241,11 @@ def _joined(some: People, others: People) -> People:
         (some.scores, others.scores),
     )
     return People(some.width, some.height, *(np.concatenate(pair) for pair in pairs))
+
+
+def _joined(some: _Seen, others: _Seen) -> _Seen:
+    return _Seen(
+        _both(some.people, others.people),
+        np.concatenate([some.ids, others.ids]),
+        np.concatenate([some.found, others.found]),
+    )

@@ -209,8 +209,8 @@ class Pipeline:
             raise ModelNotFound(f"There is no model {wanted!r}; there are {', '.join(self._models)}.")
         return versions[-1]
 
-    async def estimate(self, task: PoseTask) -> Outcome:
-        """Find the keypoints of everybody, boxed or found.
+    async def estimate(self, task: PoseTask, again: bool = False) -> Outcome:
+        """Find the keypoints of everybody, boxed or found. `again`: in pictures that are counted already.
 
         Raises ModelNotFound, NoDetector, NotReady, QueueFull, TooManyCrops, PictureError, TimeoutError, BatchFailed and
         LaneLost.
@@ -226,9 +226,10 @@ class Pipeline:
             ticket = await self.scheduler.run(network, crops, task.deadline, room)
             people = _people(model, prepared, [values for values in ticket.results if values is not None])
             drawn, encode, wait = await self._drawn(task, model, people[0])
-        self._metrics.images.inc(len(people))
-        for picture in people:
-            self._metrics.people_per_image.observe(len(picture.boxes))
+        if not again:
+            self._metrics.images.inc(len(people))
+            for picture in people:
+                self._metrics.people_per_image.observe(len(picture.boxes))
         seconds = {
             "decode": search.get("decode", 0.0) + sum(picture.decode_seconds for picture in prepared),
             "crop": sum(picture.crop_seconds for picture in prepared),

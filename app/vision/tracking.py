@@ -26,7 +26,7 @@ _SPEED_CUTOFF_HZ = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """Smoothed joints [N, K, 2] of people and their smoothed speeds [N, K, 2] in pixels a second."""
+    """Smoothed joints [N, K, 2] of people, or [K, 2] of one, and their smoothed speeds in pixels a second."""
 
     places: Float64
     speeds: Float64
@@ -68,10 +68,10 @@ def same_boxes(some: Float64, others: Float64, least: float) -> list[tuple[int, 
     return pairs
 
 
-def smooth(before: Motion, places: Float64, sizes: Float64, seconds: float) -> Motion:
-    """The motion after joints at `places` [N, K, 2] of people of `sizes` [N] were seen, `seconds` after `before`."""
+def smooth(before: Motion, places: Float64, size: float, seconds: float) -> Motion:
+    """The motion after joints at `places` [K, 2] of somebody of that size (pixels) were seen, `seconds` after `before`."""
     speeds = before.speeds + _share(_SPEED_CUTOFF_HZ, seconds) * ((places - before.places) / seconds - before.speeds)
-    speed = np.hypot(speeds[..., 0], speeds[..., 1]) / sizes[:, None]
+    speed = np.hypot(speeds[..., 0], speeds[..., 1]) / size
     share = _share(_CUTOFF_HZ + _CUTOFF_PER_SPEED * speed, seconds)
     return Motion(before.places + share[..., None] * (places - before.places), speeds)
 

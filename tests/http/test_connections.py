@@ -28,6 +28,10 @@ from app.telemetry.metrics import Metrics
 
 BOX = "295,15,545,595"
 JPEG = {"Content-Type": "image/jpeg"}
+HANDSHAKE = (
+    b"GET /v1/stream?50000 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
 HEAD = b"POST /v1/pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\n"
 
 
@@ -453,10 +457,7 @@ def test_a_few_bytes_of_an_answer_that_lie_unread_hold_no_connection(ending):
 def test_an_answer_of_a_stream_that_lies_unread_holds_no_connection():
     async def leave_it() -> tuple[bool, bool]:
         async with connected(body_timeout_s=1) as (connection, reader, writer):
-            writer.write(
-                b"GET /v1/stream?50000 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-            )
+            writer.write(HANDSHAKE)
             await reader.readuntil(b" 101 ")
             streams = connection.connections
             await asyncio.sleep(0.5)
@@ -465,6 +466,33 @@ def test_an_answer_of_a_stream_that_lies_unread_holds_no_connection():
             return before == 1, len(streams) == 0
 
     assert uvloop.run(leave_it()) == (True, True)
+
+
+def test_a_stream_that_its_client_has_closed_does_not_disturb_the_stop():
+    async def stop() -> bool:
+        async with connected(body_timeout_s=30) as (connection, reader, writer):
+            writer.write(HANDSHAKE)
+            await reader.readuntil(b" 101 ")
+            writer.write(b"\x88\x80" + bytes(4))  # a close, while the answer lies unread
+            await asyncio.sleep(0.5)
+            (stream,) = connection.connections
+            stream.shutdown()
+            stream.transport.abort()
+            return await is_gone(stream, 0.1)
+
+    assert uvloop.run(stop())
+
+
+def test_a_handshake_behind_an_answer_that_lies_unread_is_none():
+    async def ask() -> bytes:
+        async with connected(body_timeout_s=30) as (_, reader, writer):
+            writer.write(b"GET /?50000 HTTP/1.1\r\nHost: x\r\n\r\n")
+            await asyncio.sleep(0.2)
+            writer.write(HANDSHAKE)
+            await asyncio.sleep(0.2)
+            return await reader.readexactly(50_000) + await reader.readuntil(b"\r\n\r\n")
+
+    assert b" 101 " not in uvloop.run(ask())
 
 
 @pytest.mark.parametrize("stops", [False, True])

@@ -247,7 +247,7 @@ def test_the_openapi_document_tells_the_problems_of_each_page(client):
         if status != "200" and set(answer["content"]) == {"application/problem+json"}
     }
     # Of pages that there are, by the methods that they take, from a service without keys.
-    elsewhere = {"not_found", "method_not_allowed", "unauthorized"}
+    elsewhere = {"not_found", "method_not_allowed", "unauthorized", "origin_not_allowed"}
     assert told == {code: str(status) for code, (status, _) in PROBLEMS.items() if code not in elsewhere}
     responses = pages["/v1/pose"]["post"]["responses"]
     assert all({"X-Request-ID", "Server-Timing"} <= answer["headers"].keys() for answer in responses.values())

@@ -23,5 +23,5 @@ def test_the_command_measures(reference_people, monkeypatch, capsys):
     )
     main()
     told = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[1].strip() for line in told[2:7]] == [f"after {count} frames" for count in range(5)]
+    assert [line.split("|")[1].strip() for line in told[2:8]] == [f"after {count} frames" for count in (0, 1, 2, 4, 8, 17)]
     assert [float(line.split("|")[1]) for line in told[-4:]] == [0, 0.25, 1, 3]

@@ -47,7 +47,7 @@ def test_trembling_joints_become_calmer():
     places = 100 + random.normal(0, 1, (100, 1, 17, 2))
     motion, seen = at_rest(places[0]), []
     for each in places[1:]:
-        motion = smooth(motion, each, np.array([200.0]), 0.05)
+        motion = smooth(motion, each, 200.0, 0.05)
         seen.append(motion.places)
     steps = [np.diff(np.array(way)[20:], axis=0).std() for way in (places, seen)]
     assert steps[1] < steps[0] / 2
@@ -60,13 +60,13 @@ def test_joints_that_move_lag_little(speed):
     motion = at_rest(np.zeros((1, 17, 2)))
     for frame in range(1, 60):
         place = frame * seconds * speed * size
-        motion = smooth(motion, np.full((1, 17, 2), place / np.sqrt(2)), np.array([size]), seconds)
+        motion = smooth(motion, np.full((1, 17, 2), place / np.sqrt(2)), size, seconds)
     lag = np.hypot(*(place / np.sqrt(2) - motion.places[0, 0]))
     assert 0 < lag < 0.03 * size
 
 
 def test_the_near_and_the_far_are_smoothed_alike():
     before = Motion(np.zeros((1, 1, 2)), np.ones((1, 1, 2)))
-    near = smooth(Motion(before.places * 10, before.speeds * 10), np.full((1, 1, 2), 50.0), np.array([1000.0]), 0.04)
-    far = smooth(before, np.full((1, 1, 2), 5.0), np.array([100.0]), 0.04)
+    near = smooth(Motion(before.places * 10, before.speeds * 10), np.full((1, 1, 2), 50.0), 1000.0, 0.04)
+    far = smooth(before, np.full((1, 1, 2), 5.0), 100.0, 0.04)
     assert near.places == pytest.approx(far.places * 10)

@@ -4,22 +4,39 @@ const LONGEST = 960; // of a frame, in pixels
 const QUALITY = 0.8; // of its JPEG
 const AHEAD = 2; // frames on their way: while one is worked on the next one travels
 
-// Open camera and stream; the query is a request's. Calls seen(frame, answer) for every answer and ended(words) once, with
-// nothing where it was stopped. Resolves to a function that stops both; rejects where there is no camera.
+// Open camera and stream; the query is a request's. Calls seen(frame, answer) for every answer and ended(words) where it ends by
+// itself, with no words where the service does not open the stream. Resolves to a function that stops both; rejects where there
+// is no camera.
 export async function follow(query, key, seen, ended) {
   if (!navigator.mediaDevices) throw new Error("browsers give the camera to pages of https:// and of localhost alone");
   const camera = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 }, height: { ideal: 720 } } });
-  const video = Object.assign(document.createElement("video"), { srcObject: camera, muted: true, playsInline: true });
-  await video.play();
+  const tracks = camera.getTracks();
+  const release = () => tracks.forEach((track) => track.stop());
   const subprotocols = ["pose"];
   if (key) subprotocols.push(`key.${base64url(key)}`); // a page can send no header with a WebSocket
-  const socket = new WebSocket(new URL(`v1/stream${query}`, location.href.replace(/^http/, "ws")), subprotocols);
+  let video, socket;
+  try {
+    video = Object.assign(document.createElement("video"), { srcObject: camera, muted: true, playsInline: true });
+    await video.play();
+    socket = new WebSocket(new URL(`v1/stream${query}`, location.href.replace(/^http/, "ws")), subprotocols);
+  } catch (error) {
+    release();
+    throw error;
+  }
   const frames = new Map(); // that are on their way, by their number
-  let count = 0, opened = false, stopped = false, wake = () => {};
+  let count = 0, opened = false, over = false, wake = () => {};
+  const end = (words) => {
+    if (over) return;
+    over = true;
+    release();
+    socket.close();
+    wake();
+    ended(words);
+  };
 
   socket.onopen = async () => {
     opened = true;
-    while (socket.readyState === WebSocket.OPEN) {
+    while (!over) {
       if (frames.size >= AHEAD) {
         await new Promise((resolve) => { wake = resolve; });
         continue;
@@ -27,7 +44,7 @@ export async function follow(query, key, seen, ended) {
       await nextOf(video);
       const frame = copyOf(video);
       const file = await new Promise((resolve) => { frame.toBlob(resolve, "image/jpeg", QUALITY); });
-      if (socket.readyState !== WebSocket.OPEN) return;
+      if (over || !file) continue;
       frames.set(count++, frame);
       socket.send(file);
     }
@@ -38,19 +55,17 @@ export async function follow(query, key, seen, ended) {
     const frame = frames.get(number);
     for (const earlier of [...frames.keys()].filter((each) => each <= number)) frames.delete(earlier);
     wake();
-    if (!stopped) seen(frame, answer);
+    if (!over) seen(frame, answer);
   };
   socket.onclose = ({ code, reason }) => {
-    wake();
-    for (const track of camera.getTracks()) track.stop();
-    if (stopped) ended("");
-    else if (opened) ended(`The stream ended: ${reason || (code === 1012 ? "the service stops." : `code ${code}.`)}`);
-    else ended("The service does not take the stream: it follows as many as it may, or a proxy on the way knows no WebSockets.");
+    end(opened ? `The stream ended: ${reason || (code === 1012 ? "the service stops." : `code ${code}.`)}` : "");
   };
-  camera.getTracks()[0].onended = () => socket.close();
+  tracks[0].onended = () => end("The camera was taken away.");
   return () => {
-    stopped = true;
+    over = true;
+    release();
     socket.close();
+    wake();
   };
 }
 
@@ -59,11 +74,11 @@ function base64url(text) {
   return btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
-// Resolves when the video shows its next frame.
+// Resolves when the video shows its next frame; where the page is hidden, and no frame is shown, after a second.
 function nextOf(video) {
   return new Promise((resolve) => {
-    if (video.requestVideoFrameCallback && !document.hidden) video.requestVideoFrameCallback(resolve);
-    else setTimeout(resolve, 33);
+    setTimeout(resolve, video.requestVideoFrameCallback ? 1000 : 33);
+    video.requestVideoFrameCallback?.(resolve);
   });
 }
 

@@ -78,9 +78,10 @@ async function byService(file) {
 async function film() {
   stopCamera?.();
   running?.abort();
-  [photo, boxes, earlier, corner, dragged] = [null, [], [], null, null];
+  [photo, upright, boxes, earlier, answer, corner, dragged] = [null, null, [], [], null, null, null];
   for (const id of ["retry", "undo", "search"]) offer(id, false);
   part("answer").hidden = true;
+  draw();
   const first = part("invitation").contains(document.activeElement);
   part("invitation").hidden = true;
   part("again").hidden = false;
@@ -102,10 +103,13 @@ async function film() {
       + `${content.timing.total.toFixed(0)} ms for this one in the service.`);
     [told, frames] = [performance.now(), 0];
   };
-  const ended = (words) => {
+  const ended = async (words) => {
     if (stopped) return;
     over();
-    if (words) tell(words, true);
+    if (words) return tell(words, true);
+    tell("The service does not open the stream.", true);
+    // A page is not told why; what else the service refuses may say it.
+    if (await listModels()) tell("The service does not open the stream: it follows as many as it may, or a proxy on the way knows no WebSockets.", true);
   };
   const over = () => {
     stopped = true;

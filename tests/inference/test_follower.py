@@ -1,0 +1,163 @@
+"""Who is told over the frames of a video, with the stored models; the frames' times are made up, 20 a second."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from app.inference.follower import Followed, Follower
+from app.inference.pipeline import Pipeline, PoseTask
+from app.settings import Settings
+from app.telemetry.metrics import Metrics
+
+SECOND = 20  # frames
+
+Frames = Iterable[np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def woman(two_women) -> np.ndarray:
+    """The part of a photo with one woman, 640 × 845."""
+    return cv2.imdecode(np.frombuffer(two_women, np.uint8), cv2.IMREAD_COLOR)[:, :640]
+
+
+@pytest.fixture(scope="module")
+def nobody(two_women) -> np.ndarray:
+    """The same with grass where she stood."""
+    photo = cv2.imdecode(np.frombuffer(two_women, np.uint8), cv2.IMREAD_COLOR)
+    grass = photo[:, :640].copy()
+    grass[:, 100:370] = photo[:, 370:640]
+    return grass
+
+
+@pytest.fixture(scope="module")
+def follow() -> Iterable[Callable[..., list[Followed]]]:
+    """What a follower tells of frames."""
+    with asyncio.Runner() as runner:
+        pipeline = Pipeline(Settings(), Metrics())
+        runner.run(pipeline.start())
+
+        async def told(frames: Frames, rate: float, max_people: int) -> list[Followed]:
+            follower = Follower(pipeline)
+            found = []
+            for number, frame in enumerate(frames):
+                task = PoseTask(
+                    pictures=[cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()],
+                    boxes=[None],
+                    model=None,
+                    flip_test=False,
+                    detection_threshold=None,
+                    max_people=max_people,
+                    draw=None,
+                    deadline=asyncio.get_running_loop().time() + 60,
+                )
+                found.append(await follower.follow(task, number / rate))
+            return found
+
+        def follow_all(frames: Frames, rate: float = SECOND, max_people: int = 50) -> list[Followed]:
+            return runner.run(told(frames, rate, max_people))
+
+        follow_all.metrics = pipeline._metrics
+        yield follow_all
+        runner.run(pipeline.stop())
+
+
+def ids(followed: list[Followed]) -> list[list[int]]:
+    return [each.ids for each in followed]
+
+
+def searched(followed: list[Followed]) -> list[bool]:
+    return ["detect" in each.seconds for each in followed]
+
+
+def test_the_detector_searches_once_a_second(follow, woman):
+    seen = follow([woman] * (SECOND + 2))
+    assert ids(seen) == [[1]] * len(seen)
+    assert [number for number, search in enumerate(searched(seen)) if search] == [0, SECOND]
+
+
+def test_frames_that_come_seldom_are_all_searched(follow, woman):
+    assert all(searched(follow([woman] * 4, rate=3)))
+
+
+def test_who_leaves_is_told_for_a_frame_or_two_at_most(follow, woman, nobody):
+    seen = follow([woman] * 8 + [nobody] * 6)
+    assert ids(seen)[:8] == [[1]] * 8
+    assert ids(seen)[10:] == [[]] * 4
+
+
+@pytest.mark.parametrize("at", [5, SECOND])  # between two searches, and at one
+@pytest.mark.parametrize("spoilt", ["dark", "covered"])
+def test_who_is_not_seen_for_a_moment_keeps_their_number(follow, woman, at, spoilt):
+    bad = woman * 0 if spoilt == "dark" else woman.copy()
+    bad[200:, 100:370] = 90
+    seen = follow([woman] * at + [bad] + [woman] * 6)
+    assert ids(seen)[:at] + ids(seen)[at + 5 :] == [[1]] * (at + 2)
+    assert set(map(tuple, ids(seen))) <= {(1,), ()}
+
+
+def test_who_comes_back_late_has_another_number(follow, woman, nobody):
+    seen = follow([woman] * 2 + [nobody] * (2 * SECOND) + [woman] * 2)
+    assert ids(seen)[-1] == [2]
+
+
+def test_the_box_that_is_told_lies_around_the_joints_of_its_own_frame(follow, woman):
+    """Not where they were looked for, which is behind somebody who moves."""
+    wide = np.concatenate([woman[:, ::-1][:, :300], woman], axis=1)
+    seen = follow([wide[:, left : left + 640] for left in range(0, 280, 20)])
+    for followed in seen[1:]:
+        ((x, _, width, _),) = followed.people.boxes
+        joints = followed.people.keypoints[0, :, 0]
+        assert abs(x + width / 2 - (joints.min() + joints.max()) / 2) < 0.15 * width
+
+
+@pytest.mark.parametrize("scale", [1.07, 0.5])
+def test_frames_of_another_size_are_another_video(follow, woman, scale):
+    other = cv2.resize(woman, None, fx=scale, fy=scale)
+    (first,), seen = follow([other]), follow([woman] * 3 + [other] * 2)
+    assert seen[3].people.keypoints == pytest.approx(first.people.keypoints)
+    assert len(seen[4].ids) == 1
+
+
+def test_there_are_so_many_people_and_no_more(follow, two_women):
+    both = cv2.imdecode(np.frombuffer(two_women, np.uint8), cv2.IMREAD_COLOR)
+    assert ids(follow([both] * 3, max_people=1)) == [[1]] * 3
+
+
+def test_a_frame_that_is_looked_at_twice_is_counted_once(follow, woman, nobody):
+    before = follow.metrics.images._value.get()
+    seen = follow([woman] * 3 + [nobody] * 3)
+    assert follow.metrics.images._value.get() - before == len(seen)
+
+
+def test_joints_that_are_smoothed_keep_their_scores_and_errors(follow, woman):
+    first, second = follow([woman, np.roll(woman, 6, axis=1)])
+    raw = follow([np.roll(woman, 6, axis=1)])[0]
+    assert second.people.keypoints.shape == raw.people.keypoints.shape
+    moved = second.people.keypoints[0, :, 0] - first.people.keypoints[0, :, 0]
+    assert 0 < np.median(moved) <= 6
+
+
+def test_a_frame_that_fails_is_not_seen(follow, woman):
+    with pytest.raises(TimeoutError):
+        asyncio.run(_late(woman))
+
+
+async def _late(frame: np.ndarray) -> None:
+    pipeline = Pipeline(Settings(lanes=1), Metrics())
+    await pipeline.start()
+    try:
+        data = cv2.imencode(".jpg", frame)[1].tobytes()
+        task = PoseTask([data], [None], None, False, None, 50, None, asyncio.get_running_loop().time() + 60)
+        follower = Follower(pipeline)
+        assert (await follower.follow(task, 0.0)).ids == [1]
+        late = replace(task, deadline=asyncio.get_running_loop().time())
+        try:
+            await follower.follow(late, 0.05)
+        finally:
+            assert (await follower.follow(task, 0.1)).ids == [1]
+    finally:
+        await pipeline.stop()
