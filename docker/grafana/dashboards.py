@@ -295,22 +295,23 @@ SERVICE = [
     [
         graph(
             "Frames of streams",
-            "pose_stream_frames_total. skipped: a newer frame came before its turn, so that clients send faster than the cores "
-            "answer; refused: broken pictures, or no room.",
+            "pose_stream_frames_total. skipped: a newer frame came before its turn: clients send faster than the cores answer; "
+            "refused: broken pictures, or no room.",
             "short",
             query(f"sum by (outcome) (rate(pose_stream_frames_total{{{ONE}}}[{RATE}]))", "{{outcome}}"),
             stack=True,
         ),
         graph(
             "Latency of frames",
-            "pose_stream_frame_duration_seconds, from a frame's arrival to its answer. Once a second a frame is searched, and "
-            "takes longer.",
+            "pose_stream_frame_duration_seconds, from a frame's arrival to its answer. Once a second a frame is searched, "
+            "and takes longer.",
             "s",
             *quantiles("pose_stream_frame_duration_seconds", ONE),
         ),
         graph(
             "Open streams",
-            "pose_streams, up to POSE_MAX_STREAMS. Each asks for a frame at a time: more streams, fewer frames a second for each.",
+            "pose_streams, up to POSE_MAX_STREAMS. Each asks for a frame at a time: the more, the fewer frames a second "
+            "for each.",
             "short",
             query(f"sum by (instance) (pose_streams{{{ONE}}})", "{{instance}}"),
             empty="no data",
