@@ -295,7 +295,7 @@ SERVICE = [
     [
         graph(
             "Frames of streams",
-            "pose_stream_frames_total. skipped: a newer frame came before its turn: clients send faster than the cores answer; "
+            "pose_stream_frames_total. skipped: a newer frame came before its turn, for clients that send too fast; "
             "refused: broken pictures, or no room.",
             "short",
             query(f"sum by (outcome) (rate(pose_stream_frames_total{{{ONE}}}[{RATE}]))", "{{outcome}}"),
