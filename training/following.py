@@ -1,7 +1,8 @@
 """What following costs: `python -m training.following --model lpn50 --annotations people.json`.
 
-How accurate people are who are looked for where their joints were, frame after frame, from their labelled boxes on. And, over
-frames of single people with fresh noise, how much their joints tremble and, where they move, how far the smoothed ones lag.
+How accurate people are who are looked for where their joints were, frame after frame, from their labelled boxes on, which are
+moved at random as if the people moved. And, over frames of single people with fresh noise, how much their joints tremble and,
+where they move, how far the smoothed ones lag.
 """
 
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 
 _FOLLOWED = (0, 1, 2, 4, 8, 17)  # frames; about 18 come from one search to the next
+_STEP = 0.05  # sizes, the deviation of how far somebody moves from frame to frame, each way
 _FRAMES, _FIRST = 24, 8  # of a video, and the one from which on it is measured
 _SECONDS = 1 / 20
 _NOISE = 6.0  # grey levels
@@ -38,10 +40,16 @@ def followed(estimate: Estimator) -> Estimator:
     """An estimator whose ways are the keypoints after some numbers of frames in which people were followed."""
 
     def after_frames(picture: Picture, boxes: Float64) -> dict[str, Float64]:
-        ways = {}
+        random = np.random.default_rng(picture.image["id"])
+        sizes = np.sqrt(boxes[:, 2:].prod(axis=1))[:, None]
+        ways: dict[str, Float64] = {}
+        margins = boxes
         for frame in range(_FOLLOWED[-1] + 1):
             keypoints = estimate(picture, boxes)[PLAIN]
-            boxes = tracking.next_boxes(boxes, keypoints, picture.image["width"], picture.image["height"])
+            if not frame:
+                margins = tracking.margins(boxes, keypoints)
+            boxes = tracking.next_boxes(boxes, keypoints, margins, picture.image["width"], picture.image["height"])
+            boxes = boxes + np.hstack([random.normal(0, _STEP, (len(boxes), 2)) * sizes, np.zeros((len(boxes), 2))])
             if frame in _FOLLOWED:
                 ways[f"after {frame} frames"] = keypoints
         return ways
@@ -57,11 +65,13 @@ def videos(model: PoseModel, annotations: Path, images: Path | None) -> Iterator
         if len(boxes) != 1 or boxes[0, 3] < _LEAST_HEIGHT:
             continue
         pixels, size = picture.pixels(), float(np.sqrt(boxes[0, 2] * boxes[0, 3]))
-        frames = []
+        frames: list[Float64] = []
+        margins = boxes
         for _ in range(_FRAMES):
             crops = model.cut(_noisy(pixels, random), boxes)
             keypoints = model.to_picture(model.plain.run(crops.pixels).values, crops)
-            boxes = tracking.next_boxes(boxes, keypoints, pixels.shape[1], pixels.shape[0])
+            margins = tracking.margins(boxes, keypoints) if not frames else margins
+            boxes = tracking.next_boxes(boxes, keypoints, margins, pixels.shape[1], pixels.shape[0])
             frames.append(keypoints[0])
         joints = np.array(frames)
         sure = (joints[..., 2] > _SURE).all(axis=0)

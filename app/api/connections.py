@@ -15,6 +15,7 @@ from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.datastructures import Headers
 from websockets.frames import CloseCode, Frame
@@ -185,7 +186,7 @@ class Connection(HttpToolsProtocol):
             (self.parser.get_method(), self.parser.get_http_version()) != (b"GET", "1.1")
             or names & {b"content-length", b"transfer-encoding"}
             or len(head) > _HANDSHAKE_LINES
-            or max(map(len, (self.url, *(name + value for name, value in head)))) > _HANDSHAKE_LINE_BYTES
+            or max(map(len, (self.url, *(name + value for name, value in self.headers)))) > _HANDSHAKE_LINE_BYTES
             or not (self.cycle is None or self.cycle.response_complete)
             or self.transport.get_write_buffer_size()
         ):
@@ -201,6 +202,9 @@ class Connection(HttpToolsProtocol):
         self._handed_over = True
         self.scope["method"] = "GET"
         self.handle_websocket_upgrade()
+        stream = self.transport.get_protocol()
+        if isinstance(stream, StreamConnection) and not stream.handshake_initiated:
+            self.transport.abort()  # websockets does not read what it took
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -353,13 +357,17 @@ class StreamConnection(WebSocketsSansIOProtocol):
         self.handle_parser_exception()
 
     async def send(self, message: Any) -> None:
+        await self.writable.wait()
+        if self.handshake_complete and self.close_sent:
+            raise ClientDisconnected  # the application does not know yet, and uvicorn would call it a defect
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
             self.handshake_complete = True  # by a refusal, which uvicorn would call a defect of the application
 
     def shutdown(self) -> None:
-        if self.handshake_complete and not self.close_sent and self.conn.state is not State.OPEN:
-            self.transport.close()  # the client has closed it, and uvicorn's would raise
+        closed = self.handshake_complete and not self.close_sent and self.conn.state is not State.OPEN  # by the client
+        if closed or not self.handshake_initiated:
+            self.transport.close()  # where uvicorn's would raise, and end the stop of all others
         else:
             super().shutdown()
 

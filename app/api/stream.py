@@ -140,18 +140,21 @@ class _Newest:
 async def _read(socket: WebSocket, newest: _Newest, seconds: float) -> tuple[int, str]:
     """Read frames until the stream is to be closed: why, as WebSocket has it; code 0 where the client has left."""
     metrics: Metrics = socket.app.state.metrics
+    wait = seconds
     while True:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(wait):
                 message = await socket.receive()
         except TimeoutError:
-            if newest.idle_seconds < seconds:  # it is the service that is slow
+            wait = seconds - newest.idle_seconds  # it may be the service that was slow
+            if wait > 0.01:
                 continue
             return _POLICY_VIOLATION, f"No frame came within {seconds:g} seconds."
         if message["type"] == "websocket.disconnect":
             return 0, ""
         if newest.put(message["bytes"]):
             metrics.stream_frames.labels("skipped").inc()
+        wait = seconds
         await asyncio.sleep(0)  # receive() gives what has come without a turn for anybody else
 
 

@@ -45,6 +45,7 @@ class _Track:
 
     id: int
     box: Float64  # [4], of the next frame
+    margins: Float64  # [4], of the box in which they were found last
     box_score: float
     sure: Bool  # [K], which joints were
     places: Float64  # [K, 2], smoothed
@@ -143,8 +144,12 @@ class Follower:
         oldest = np.argsort(ids)
         ids, people, found = ids[oldest], _rows(seen.people, best[oldest]), seen.found[best[oldest]]
         motion = self._motion(people, ids, time)
-        around = tracking.next_boxes(people.boxes, people.keypoints, people.width, people.height)
-        self._remember(_Seen(people, ids, found), motion, around, time)
+        margins = tracking.margins(people.boxes, people.keypoints)
+        known = {track.id: track.margins for track in self._tracks}
+        for row in np.flatnonzero(~found).tolist():
+            margins[row] = known[int(ids[row])]
+        around = tracking.next_boxes(people.boxes, people.keypoints, margins, people.width, people.height)
+        self._remember(_Seen(people, ids, found), motion, around, margins, time)
         looked_at = ~found & detection.on_picture(around)
         boxes = np.where(looked_at[:, None], around, people.boxes)  # where they are, not where they were looked for
         keypoints = np.concatenate([motion.places, people.keypoints[..., 2:]], axis=2)
@@ -172,7 +177,7 @@ class Follower:
             motion.places[row], motion.speeds[row] = smoothed.places, smoothed.speeds
         return motion
 
-    def _remember(self, seen: _Seen, motion: tracking.Motion, around: Float64, time: float) -> None:
+    def _remember(self, seen: _Seen, motion: tracking.Motion, around: Float64, margins: Float64, time: float) -> None:
         """Make tracks of the people that are seen, with those of before who are lost, and search soon where it is needed."""
         people = seen.people
         scores = person_scores(people.keypoints, np.ones(len(seen.ids))).tolist()
@@ -189,6 +194,7 @@ class Follower:
                 _Track(
                     int(seen.ids[row]),
                     around[row],
+                    margins[row],
                     float(people.box_scores[row]),
                     people.keypoints[row, :, 2] > _UNSURE,
                     motion.places[row],

@@ -12,10 +12,10 @@ Float64 = npt.NDArray[np.float64]
 
 _SURE = 0.2  # joints at or below it tell nothing of where somebody is
 _LEAST_JOINTS = 4
-# How far COCO's boxes reach beyond the outermost joints, as shares of the joints' longer extent: medians over the joints that
-# lpn50 finds of 1,316 labelled people of train2017.
-_MARGIN_LOW = np.array([0.06, 0.13])  # left, above
-_MARGIN_HIGH = np.array([0.06, 0.07])  # right, below
+_MARGINS = (-0.25, 0.75)  # the least and the most that is taken for one
+# How far COCO's boxes reach beyond the outermost joints: medians over the joints that lpn50 finds of 1,316 labelled people of
+# train2017.
+_USUAL_MARGINS = np.array([0.06, 0.13, 0.06, 0.07])
 
 # The One Euro filter (Casiez, Roussel and Vogel, CHI 2012): a low-pass whose cutoff rises with speed. Speeds are in sizes of
 # the person a second, so that the near and the far are treated alike.
@@ -32,23 +32,36 @@ class Motion:
     speeds: Float64
 
 
-def next_boxes(boxes: Float64, keypoints: Float64, width: int, height: int) -> Float64:
-    """Boxes [N, 4] (x, y, width, height) to look for people in the next frame of that size, from those of this one and the
-    keypoints [N, K, 3] (x, y, score) found there.
+def margins(boxes: Float64, keypoints: Float64) -> Float64:
+    """How far boxes [N, 4] (x, y, width, height) reach beyond the outermost sure joints of keypoints [N, K, 3] (x, y, score):
+    [N, 4], left, above, right and below, as shares of the joints' longer extent. COCO's where there are few sure joints."""
+    low, high, longer = _extents(boxes, keypoints)
+    reach = np.hstack([low - boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - high])
+    known = (longer > 0)[:, None]
+    return np.where(known, np.clip(reach / np.where(known, longer[:, None], 1), *_MARGINS), _USUAL_MARGINS)
+
+
+def next_boxes(boxes: Float64, keypoints: Float64, beyond: Float64, width: int, height: int) -> Float64:
+    """Boxes [N, 4] to look for people in the next frame of that size, from those of this one and keypoints [N, K, 3]
+    found there, with the margins `beyond` [N, 4] around.
 
     Half way to the box around the joints: one frame's error is not taken for the person's size. Whoever shows too few joints
     stays where they are.
     """
-    sure = (keypoints[..., 2] > _SURE)[..., None]
-    low = np.where(sure, keypoints[..., :2], np.inf).min(axis=1)
-    high = np.where(sure, keypoints[..., :2], -np.inf).max(axis=1)
-    enough = sure.sum(axis=(1, 2)) >= _LEAST_JOINTS
-    low, high = np.where(enough[:, None], low, boxes[:, :2]), np.where(enough[:, None], high, boxes[:, :2] + boxes[:, 2:])
-    longer = np.where(enough, (high - low).max(axis=1), 0)[:, None]
+    low, high, longer = _extents(boxes, keypoints)
     limit = np.array([width, height])
-    around_low = np.clip(low - longer * _MARGIN_LOW, 0, limit)
-    around_high = np.clip(high + longer * _MARGIN_HIGH, 0, limit)
+    around_low = np.clip(low - longer[:, None] * beyond[:, :2], 0, limit)
+    around_high = np.maximum(np.clip(high + longer[:, None] * beyond[:, 2:], 0, limit), around_low)
     return np.asarray((boxes + np.hstack([around_low, around_high - around_low])) / 2)
+
+
+def _extents(boxes: Float64, keypoints: Float64) -> tuple[Float64, Float64, Float64]:
+    """The corners [N, 2] of the sure joints and their longer extent [N]; the boxes' corners and 0 where there are too few."""
+    sure = (keypoints[..., 2] > _SURE)[..., None]
+    enough = (sure.sum(axis=(1, 2)) >= _LEAST_JOINTS)[:, None]
+    low = np.where(enough, np.where(sure, keypoints[..., :2], np.inf).min(axis=1), boxes[:, :2])
+    high = np.where(enough, np.where(sure, keypoints[..., :2], -np.inf).max(axis=1), boxes[:, :2] + boxes[:, 2:])
+    return low, high, np.where(enough[:, 0], (high - low).max(axis=1), 0.0)
 
 
 def same_boxes(some: Float64, others: Float64, least: float) -> list[tuple[int, int]]:

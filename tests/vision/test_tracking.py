@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from app.vision.tracking import Motion, at_rest, next_boxes, same_boxes, smooth
+from app.vision.tracking import Motion, at_rest, margins, next_boxes, same_boxes, smooth
 
 
 def person(low, high, score=0.9, joints=17):
@@ -14,24 +14,40 @@ def person(low, high, score=0.9, joints=17):
     return keypoints
 
 
-def test_the_next_box_lies_half_way_to_the_joints_and_a_margin():
-    box = next_boxes(np.array([[100.0, 100, 100, 200]]), person((120, 140), (220, 340)), 1000, 1000)
-    around = np.array([120 - 12, 140 - 26, 100 + 24, 200 + 26 + 14])
+def test_the_next_box_lies_half_way_to_the_joints_and_their_margins():
+    beyond = np.array([[0.1, 0.2, 0.3, 0.4]])
+    box = next_boxes(np.array([[100.0, 100, 100, 200]]), person((120, 140), (220, 340)), beyond, 1000, 1000)
+    around = np.array([120 - 20, 140 - 40, 100 + 20 + 60, 200 + 40 + 80])
     assert box[0] == pytest.approx((np.array([100, 100, 100, 200]) + around) / 2)
 
 
+def test_somebody_still_is_looked_for_in_the_box_in_which_they_were_found():
+    box, joints = np.array([[100.0, 100, 100, 200]]), person((110, 140), (180, 310))
+    assert next_boxes(box, joints, margins(box, joints), 1000, 1000) == pytest.approx(box)
+
+
+def test_margins_of_few_joints_are_the_usual_ones_and_none_is_beyond_reason():
+    box = np.array([[100.0, 100, 800, 800]])
+    assert margins(box, person((110, 140), (180, 310), joints=3)) == pytest.approx(np.array([[0.06, 0.13, 0.06, 0.07]]))
+    assert margins(box, person((110, 140), (120, 150))).max() == 0.75
+    assert margins(box, person((0, 0), (130, 150))).min() == -0.25
+    assert margins(box, person((110, 140), (110, 140))) == pytest.approx(np.array([[0.06, 0.13, 0.06, 0.07]]))
+
+
 def test_the_next_box_stays_in_the_picture():
-    x, y, width, height = next_boxes(np.array([[0.0, 0, 100, 100]]), person((-5, -5), (140, 140)), 100, 100)[0]
-    assert x >= 0
-    assert y >= 0
-    assert x + width <= 100
-    assert y + height <= 100
+    for low, high in (((-5, -5), (140, 140)), ((-300, 0), (-200, 90))):
+        beyond = np.array([[-0.25, -0.25, -0.25, -0.25]])
+        x, y, width, height = next_boxes(np.array([[0.0, 0, 100, 100]]), person(low, high), beyond, 100, 100)[0]
+        assert x >= 0
+        assert y >= 0
+        assert 0 <= width <= 100 - x
+        assert 0 <= height <= 100 - y
 
 
 @pytest.mark.parametrize("unclear", [person((0, 0), (900, 900), score=0.2), person((0, 0), (900, 900), joints=3)])
 def test_somebody_of_few_joints_is_looked_for_where_they_were(unclear):
     before = np.array([[100.0, 100, 100, 200]])
-    assert next_boxes(before, unclear, 1000, 1000) == pytest.approx(before)
+    assert next_boxes(before, unclear, np.zeros((1, 4)), 1000, 1000) == pytest.approx(before)
 
 
 def test_each_box_is_of_one_pair_and_the_nearest_come_first():

@@ -5,19 +5,21 @@ const QUALITY = 0.8; // of its JPEG
 const AHEAD = 2; // frames on their way: while one is worked on the next one travels
 
 // Open camera and stream; the query is a request's. Calls seen(frame, answer) for every answer and ended(words) where it ends by
-// itself, with no words where the service does not open the stream. Resolves to a function that stops both; rejects where there
-// is no camera.
-export async function follow(query, key, seen, ended) {
+// itself, with no words where the service does not open the stream. The signal stops both. Rejects where there is no camera, or
+// where it was stopped before.
+export async function follow(query, key, signal, seen, ended) {
   if (!navigator.mediaDevices) throw new Error("browsers give the camera to pages of https:// and of localhost alone");
   const camera = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 }, height: { ideal: 720 } } });
   const tracks = camera.getTracks();
   const release = () => tracks.forEach((track) => track.stop());
+  signal.addEventListener("abort", release);
   const subprotocols = ["pose"];
   if (key) subprotocols.push(`key.${base64url(key)}`); // a page can send no header with a WebSocket
   let video, socket;
   try {
     video = Object.assign(document.createElement("video"), { srcObject: camera, muted: true, playsInline: true });
-    await video.play();
+    signal.throwIfAborted();
+    await Promise.race([video.play(), new Promise((_, reject) => { signal.onabort = () => reject(signal.reason); })]);
     socket = new WebSocket(new URL(`v1/stream${query}`, location.href.replace(/^http/, "ws")), subprotocols);
   } catch (error) {
     release();
@@ -61,12 +63,11 @@ export async function follow(query, key, seen, ended) {
     end(opened ? `The stream ended: ${reason || (code === 1012 ? "the service stops." : `code ${code}.`)}` : "");
   };
   tracks[0].onended = () => end("The camera was taken away.");
-  return () => {
+  signal.addEventListener("abort", () => {
     over = true;
-    release();
     socket.close();
     wake();
-  };
+  });
 }
 
 function base64url(text) {

@@ -88,9 +88,19 @@ async function film() {
   if (first) part("film").focus();
   part("stage").classList.add("filled");
   tell("Waiting for the camera …");
-  let stopped = false, told = performance.now(), frames = 0;
+  canvas.ariaLabel = "What the camera sees";
+  const camera = new AbortController();
+  const off = () => {
+    stopCamera = null;
+    part("film").textContent = "Use the camera";
+  };
+  stopCamera = () => {
+    off();
+    camera.abort();
+  };
+  part("film").textContent = "Stop the camera";
+  let told = performance.now(), frames = 0;
   const seen = (frame, content) => {
-    if (stopped) return;
     if (!content.annotations) return tell(problemOf(content, content.status), true);
     upright = { picture: frame, width: frame.width, height: frame.height };
     answer = content;
@@ -104,30 +114,19 @@ async function film() {
     [told, frames] = [performance.now(), 0];
   };
   const ended = async (words) => {
-    if (stopped) return;
-    over();
+    off();
     if (words) return tell(words, true);
     tell("The service does not open the stream.", true);
     // A page is not told why; what else the service refuses may say it.
-    if (await listModels()) tell("The service does not open the stream: it follows as many as it may, or a proxy on the way knows no WebSockets.", true);
+    if (await listModels() && !stopCamera && !photo) {
+      tell("The service does not open the stream: it follows as many as it may, or a proxy on the way knows no WebSockets.", true);
+    }
   };
-  const over = () => {
-    stopped = true;
-    stopCamera = null;
-    part("film").textContent = "Use the camera";
-  };
-  let stop = () => {};
-  stopCamera = () => {
-    over();
-    stop();
-  };
-  part("film").textContent = "Stop the camera";
   try {
-    stop = await follow(query(), part("key").value, seen, ended);
-    if (stopped) stop();
+    await follow(query(), part("key").value, camera.signal, seen, ended);
   } catch (error) {
-    if (stopped) return;
-    over();
+    if (camera.signal.aborted) return;
+    off();
     fail(`There is no camera: ${error.message.replace(/\.$/, "")}.`);
   }
 }
@@ -447,7 +446,7 @@ async function followLink() {
     const response = await fetch("static/example.jpg");
     if (!response.ok) throw new Error(`status ${response.status}`);
     const content = await response.blob();
-    if (photo === before) await show(new File([content], "example.jpg", { type: "image/jpeg" }));
+    if (photo === before && !stopCamera) await show(new File([content], "example.jpg", { type: "image/jpeg" }));
   } catch (error) {
     tell(`The example cannot be loaded: ${error.message}.`, true);
   }
@@ -466,12 +465,14 @@ async function listModels() {
       return false;
     }
     const models = content.models.filter(({ kind }) => kind === "pose");
-    part("model").replaceChildren(...models.map(({ name, version, default: chosen, keypoint_threshold: threshold }) => {
-      const option = new Option(`${name}/${version}`, `${name}/${version}`, chosen, chosen);
+    const chosen = part("model").value;
+    part("model").replaceChildren(...models.map(({ name, version, default: preferred, keypoint_threshold: threshold }) => {
+      const option = new Option(`${name}/${version}`, `${name}/${version}`, preferred, preferred);
       option.dataset.threshold = threshold;
       return option;
     }));
-    takeThreshold();
+    if (models.some(({ name, version }) => `${name}/${version}` === chosen)) part("model").value = chosen;
+    else takeThreshold();
     return true;
   } catch (error) {
     tell(noAnswer(error), true);
