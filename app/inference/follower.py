@@ -26,7 +26,8 @@ _SAME_BOX = 0.3  # intersection over union of where somebody was looked for and 
 _LEAST_SCORE, _SURE_SCORE = 0.25, 0.5
 _FADED = 0.6  # of the score at the last search that found somebody
 _AS_BEFORE = 0.8  # of the same: enough for somebody whom a search does not find …
-_MISSES = 3  # … so many times in a row
+_MISSES, _MOST_MISSES = 3, 10  # … so many times in a row; then a sure score is, and then nothing
+_AHEAD_SECONDS = 0.5  # for which people are taken to move on as they did
 _UNSURE = 0.2  # joints at or below it are not smoothed from
 
 
@@ -84,42 +85,65 @@ class Follower:
         """
         seconds: dict[str, float] = {}
         here = [track for track in self._tracks if track.seen == self._time]
+        lost = [track for track in self._tracks if self._time > track.seen > time - _REMEMBERED_SECONDS]
         seen = None
         if here and time < self._next_search and time - self._time <= _STALE_SECONDS:
-            seen = await self._look_at(task, here, [_LEAST_SCORE] * len(here), seconds)
+            least = [min(_LEAST_SCORE, _FADED * track.found_score) for track in here]
+            seen = await self._look_at(task, here, least, time, seconds)
         if seen is None:
-            seen = await self._search(task, here, seconds)
+            seen = await self._search(task, here, lost, time, seconds)
             self._searched, self._next_search = time, time + _SEARCH_SECONDS
         return self._kept(seen, task.max_people, time, seconds)
 
-    async def _search(self, task: PoseTask, here: list[_Track], seconds: dict[str, float]) -> _Seen:
+    async def _search(
+        self, task: PoseTask, here: list[_Track], lost: list[_Track], time: float, seconds: dict[str, float]
+    ) -> _Seen:
         """Find everybody, and look for those who were here and are not found. Who is found where somebody was is the same."""
-        people = _people(await self._pipeline.estimate(task), seconds)
+        most = task.max_people + len(here)  # who is cut to how many may be told is not one who is not found
+        people = _people(await self._pipeline.estimate(replace(task, max_people=most)), seconds)
         seen = _Seen(people, np.zeros(len(people.scores), np.int64), np.ones(len(people.scores), np.bool_))
         if (people.width, people.height) != self._size:
             self._tracks = []
-        if not self._tracks:
             return seen
-        pairs = tracking.same_boxes(np.array([track.box for track in self._tracks]), people.boxes, _SAME_BOX)
-        for track, person in pairs:
-            seen.ids[person] = self._tracks[track].id
-        missed = [track for track in here if track.id not in seen.ids]
+        for tracks in (here, lost):  # who was lost may be hidden by who stands there now
+            free = np.flatnonzero(seen.ids == 0)
+            if tracks and len(free):
+                for track, person in tracking.same_boxes(self._ahead(tracks, time), people.boxes[free], _SAME_BOX):
+                    seen.ids[free[person]] = tracks[track].id
+        missed = [track for track in here if track.id not in seen.ids and track.misses < _MOST_MISSES]
         if not missed:
             return seen
         least = [
             min(_AS_BEFORE * track.found_score, _SURE_SCORE) if track.misses < _MISSES else _SURE_SCORE for track in missed
         ]
-        also = await self._look_at(task, missed, least, seconds, again=True)
+        also = await self._look_at(task, missed, least, time, seconds, again=True)
         return seen if also is None else _joined(seen, also)
 
+    def _ahead(self, tracks: list[_Track], time: float) -> Float64:
+        """Where people are looked for at `time`: boxes [N, 4], which move on as their joints did, within the frame."""
+        boxes = np.array([track.box for track in tracks])
+        moved = boxes.copy()
+        for row, track in enumerate(tracks):
+            if track.sure.any():
+                moved[row, :2] += np.median(track.speeds[track.sure], axis=0) * min(time - track.seen, _AHEAD_SECONDS)
+        low = np.clip(moved[:, :2], 0, self._size)
+        high = np.clip(moved[:, :2] + moved[:, 2:], 0, self._size)
+        moved = np.hstack([low, high - low])
+        return np.where(detection.on_picture(moved)[:, None], moved, boxes)
+
     async def _look_at(
-        self, task: PoseTask, tracks: list[_Track], least: list[float], seconds: dict[str, float], again: bool = False
+        self,
+        task: PoseTask,
+        tracks: list[_Track],
+        least: list[float],
+        time: float,
+        seconds: dict[str, float],
+        again: bool = False,
     ) -> _Seen | None:
         """Those of the tracks who score `least` or more where they are looked for; None where frames have changed their size.
         `again`: the frame has been searched."""
-        boxes = np.array([track.box for track in tracks])
         try:
-            outcome = await self._pipeline.estimate(replace(task, boxes=[boxes]), again)
+            outcome = await self._pipeline.estimate(replace(task, boxes=[self._ahead(tracks, time)]), again)
         except PictureError as error:
             if isinstance(error.__cause__, box.InvalidBox):
                 return None
@@ -189,7 +213,7 @@ class Follower:
             track = before.get(int(seen.ids[row]))
             known = track is not None and not seen.found[row]
             found_score, misses = (track.found_score, track.misses + searched) if track and known else (scores[row], 0)
-            soon |= not searched and scores[row] < _FADED * found_score
+            soon |= not searched and not misses and scores[row] < _FADED * found_score
             tracks.append(
                 _Track(
                     int(seen.ids[row]),
@@ -205,8 +229,9 @@ class Follower:
                 )
             )
         lost = [track for id_, track in before.items() if id_ not in seen.ids and time - track.seen < _REMEMBERED_SECONDS]
-        if soon or any(track.seen == self._time for track in lost):
-            self._next_search = min(self._next_search, self._searched + _SOON_SECONDS)
+        # Soon, and where the lost are not found then, after twice as long each time.
+        waits = [max(_SOON_SECONDS, self._searched - track.seen) for track in lost] + [_SOON_SECONDS] * soon
+        self._next_search = min([self._next_search, *(self._searched + wait for wait in waits)])
         self._tracks, self._size, self._time = tracks + lost, (people.width, people.height), time
 
 

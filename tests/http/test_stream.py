@@ -284,6 +284,7 @@ def test_pages_of_other_origins_are_refused(service, guarded):
         {"Sec_WebSocket_Key": "short"},
         {"Content_Length": "5"},
         {"Cookie": "a" * 9_000},
+        {"Upgrade": "," * 9_000 + "websocket"},
         {f"X_{number}": "a" for number in range(130)},
         {"Sec_WebSocket_Protocol": 'pose, "'},
         {"Origin": "http://a\r\nOrigin: http://b"},
@@ -380,6 +381,13 @@ TEXTS = [b"\x81\x86" + bytes(4) + b"frame?", b"\x81\x81" + bytes(4) + b"\xff", b
 def test_text_closes_the_stream(service, text):
     answer = exchanged(service, head_of(), text, until=b"picture file")
     assert b"\x03\xebA frame is a binary message" in answer  # 1003
+    assert "Traceback" not in service.log
+
+
+def test_text_behind_many_frames_is_told_as_well(service):
+    for count in (50, 200, 400):
+        answer = exchanged(service, head_of(), (b"\x82\x80" + bytes(4)) * count + TEXTS[0], until=b"picture file.")
+        assert b"\x03\xebA frame is a binary message" in answer
     assert "Traceback" not in service.log
 
 

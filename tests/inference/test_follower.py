@@ -124,7 +124,7 @@ def test_frames_of_another_size_are_another_video(follow, woman, scale):
 
 def test_there_are_so_many_people_and_no_more(follow, two_women):
     both = cv2.imdecode(np.frombuffer(two_women, np.uint8), cv2.IMREAD_COLOR)
-    assert ids(follow([both] * 3, max_people=1)) == [[1]] * 3
+    assert ids(follow([both] * (SECOND + 5), max_people=1)) == [[1]] * (SECOND + 5)
 
 
 def test_a_frame_that_is_looked_at_twice_is_counted_once(follow, woman, nobody):
