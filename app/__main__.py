@@ -41,7 +41,8 @@ def main() -> int:
     import uvicorn
 
     from app.api.application import create_app
-    from app.api.connections import Connection, Server, StreamConnection
+    from app.api.connections import Connection, Server
+    from app.api.stream_connection import StreamConnection
     from app.inference.model_store import ModelError
     from app.telemetry import logs
 

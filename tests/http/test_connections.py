@@ -22,7 +22,8 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from app.api.connections import Connection, StreamConnection
+from app.api.connections import Connection
+from app.api.stream_connection import StreamConnection
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
