@@ -5,20 +5,18 @@ import signal
 import socket
 import sys
 from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 # One thread rule: BLAS opens its pool, and OpenCV reads its limit, when numpy and cv2 are imported, so before them.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 
-def main() -> int:
-    """Serve until a signal; 0 after a clean stop, 1 with one clear line where the service cannot start."""
-    # Until the server takes them: as the first process of a container it would not be stopped by them otherwise.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
-    if sys.argv[1:]:
-        print(f"{sys.argv[1]}: there are no arguments; settings are POSE_… in the environment (README.md)", file=sys.stderr)
-        return 1
+def read_settings() -> "Settings | None":
+    """The settings of the environment; None, once it is told which of them are wrong. To be called before cv2 is imported."""
     from pydantic import ValidationError
 
     from app.settings import Settings, strange_settings
@@ -27,16 +25,27 @@ def main() -> int:
     for name in strange:
         print(f"{name}: there is no such setting", file=sys.stderr)
     if strange:
-        return 1
+        return None
     try:
         settings = Settings()
     except ValidationError as error:
         for fault in error.errors():
             name = "POSE_" + "_".join(str(part) for part in fault["loc"]).upper()
             print(f"{name}: {fault['msg'].removeprefix('Value error, ')} (it is {fault['input']!r})", file=sys.stderr)
-        return 1
+        return None
     # A model's golden.png is read under it as well, with sides of 2048 at most.
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(max(settings.max_image_pixels, 2048 * 2048)))
+    return settings
+
+
+def serve() -> int:
+    """Serve until a signal; 0 after a clean stop, 1 with one clear line where the service cannot start."""
+    # Until the server takes them: as the first process of a container it would not be stopped by them otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    settings = read_settings()
+    if settings is None:
+        return 1
 
     import uvicorn
 
@@ -84,6 +93,14 @@ def main() -> int:
     server.run(sockets=[sock])
     sys.stderr.flush()
     os._exit(0)  # a thread that stands still in a network would keep the process for ever
+
+
+def main() -> int:
+    """`serve`, which takes no arguments."""
+    if sys.argv[1:]:
+        print(f"{sys.argv[1]}: there are no arguments; settings are POSE_… in the environment (README.md)", file=sys.stderr)
+        return 1
+    return serve()
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ async def stream(socket: WebSocket) -> None:
     streams: set[WebSocket] = socket.app.state.streams
     _check_origin(socket, settings)
     options = read_stream_options(socket.query_params, settings)
-    _check_ready(socket.app.state.pipeline, options)
+    check_ready(socket.app.state.pipeline, options)
     if len(streams) >= settings.max_streams:
         limit = f"The service follows at most {settings.max_streams} streams at once, and no more fit in."
         raise Problem("queue_full", limit, retry_after=5)
@@ -75,7 +75,8 @@ def _check_origin(socket: WebSocket, settings: Settings) -> None:
         raise Problem("origin_not_allowed", told)
 
 
-def _check_ready(pipeline: Pipeline, options: Options) -> None:
+def check_ready(pipeline: Pipeline, options: Options) -> None:
+    """Raise ModelNotFound, NoDetector or NotReady where no stream can be followed."""
     pipeline.find(options.model)
     if pipeline.detector is None:
         raise NoDetector
@@ -168,18 +169,8 @@ async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
     before = -1  # the number of the last frame that was answered
     while True:
         data, number, came = await newest.take()
-        task = PoseTask(
-            pictures=[data],
-            boxes=[None],
-            model=options.model,
-            flip_test=options.flip_test,
-            detection_threshold=options.detection_threshold,
-            max_people=options.max_people or min(MAX_PEOPLE, settings.max_boxes),
-            draw=None,
-            deadline=asyncio.get_running_loop().time() + (options.timeout_ms or settings.timeout_ms) / 1000,
-        )
         try:
-            followed = await follower.follow(task, came)
+            followed = await follower.follow(frame_task(data, options, settings), came)
         except Exception as error:  # whatever it is, it is one frame's, and the stream goes on
             problem = problem_of(error)
             if problem.code == "internal_error":
@@ -197,3 +188,17 @@ async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
             metrics.stream_frame_seconds.observe(seconds["total"])
         await socket.send_text(content.decode())
         before = number
+
+
+def frame_task(frame: bytes, options: Options, settings: Settings) -> PoseTask:
+    """What to do with a frame, a picture file, from now on."""
+    return PoseTask(
+        pictures=[frame],
+        boxes=[None],
+        model=options.model,
+        flip_test=options.flip_test,
+        detection_threshold=options.detection_threshold,
+        max_people=options.max_people or min(MAX_PEOPLE, settings.max_boxes),
+        draw=None,
+        deadline=asyncio.get_running_loop().time() + (options.timeout_ms or settings.timeout_ms) / 1000,
+    )

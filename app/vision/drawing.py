@@ -39,6 +39,19 @@ def draw_people(
             cv2.circle(picture, places[joint], thickness + 1, _colour(names[joint], names[joint]), 1, cv2.LINE_AA)
 
 
+def draw_numbers(picture: UInt8, boxes: npt.NDArray[np.float64], numbers: Sequence[int]) -> None:
+    """Write on picture [H, W, 3] (BGR) the number of each of the boxes [N, 4] (x, y, width, height) over its top."""
+    size = max(picture.shape) / 1200
+    thick = max(1, round(2 * size))
+    height, width = picture.shape[:2]
+    for (x, y, box_width, _), number in zip(boxes.tolist(), numbers, strict=True):
+        (wide, high), _ = cv2.getTextSize(str(number), cv2.FONT_HERSHEY_SIMPLEX, size, thick)
+        left = x + (box_width - wide) / 2
+        place = int(np.clip(left, 0, max(0, width - wide))), int(np.clip(y, high, height))
+        for colour, rim in (((0, 0, 0), 2 * thick), ((255, 255, 255), 0)):
+            cv2.putText(picture, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, size, colour, thick + rim, cv2.LINE_AA)
+
+
 def encode(picture: UInt8, extension: str) -> bytes:
     """A picture as a file of the kind that `extension` names: .jpg or .png."""
     written, data = cv2.imencode(extension, picture)

@@ -1,0 +1,220 @@
+"""`lpn …` (scripts/lpn): the service on the command line."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from app import __main__ as service  # first, since it sets what libraries read when they are imported
+from app import __version__
+
+if TYPE_CHECKING:
+    from app.client import AsyncPoseClient
+    from app.settings import Settings
+
+_SHARE = click.FloatRange(0, 1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="lpn")
+def main() -> None:
+    """COCO keypoints of the people in photos and videos, on CPUs.
+
+    Settings are POSE_… in the environment, as for the service (README.md).
+    """
+
+
+@main.command()
+def serve() -> None:
+    """Run the service until it is stopped, as scripts/serve does."""
+    sys.exit(service.serve())
+
+
+def _of_a_service(command: Callable[..., None]) -> Callable[..., None]:
+    command = click.option(
+        "--key", envvar="LPN_KEY", help="Key of that service, if it wants one; LPN_KEY in the environment."
+    )(command)
+    return click.option(
+        "--server", metavar="URL", help="Ask the service at this address; without it, one within this process does the work."
+    )(command)
+
+
+def _options_of_people(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(
+        (
+            click.option("--model", help="Pose model, name or name/version; `lpn models` lists them."),
+            click.option("--flip-test", is_flag=True, help="Average with the mirrored crop: slower, a little better."),
+            click.option("--keypoint-threshold", type=_SHARE, help="Score from which a joint is called visible, and drawn."),
+            click.option("--detection-threshold", type=_SHARE, help="Least score of a found person."),
+            click.option("--max-people", type=click.IntRange(1), help="The most people to find in a picture; 50."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@main.command(
+    epilog="\b\nExamples:\n"
+    "  lpn predict party.jpg\n"
+    "  lpn predict photos/ --out people.json --draw drawn/\n"
+    "  lpn predict val2017/ --boxes person_keypoints_val2017.json --format results --out results.json\n"
+    "  lpn predict photos/ --server http://localhost:8000 --out people.json"
+)
+@click.argument("photos", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--boxes",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="COCO data set whose boxes are the people, and whose ids the photos keep; without it people are found.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File for the answer; without it, standard output. A run that was interrupted goes on when it is started again.",
+)
+@click.option(
+    "--format", "form", type=click.Choice(["coco", "results"]), default="coco", help="A COCO data set, or COCO results."
+)
+@click.option(
+    "--draw", type=click.Path(file_okay=False, path_type=Path), help="Folder for the photos with skeletons on them."
+)
+@_options_of_people
+@_of_a_service
+def predict(
+    photos: tuple[Path, ...],
+    boxes: Path | None,
+    out: Path | None,
+    form: str,
+    draw: Path | None,
+    server: str | None,
+    key: str | None,
+    **options: Any,
+) -> None:
+    """Find the people of PHOTOS, files or folders, and write one COCO file of them all.
+
+    A photo is called by its path in the folder that was named, or by its name alone. One that cannot be read is left
+    out and told of at the end; the exit code is 1 then.
+    """
+    settings = _settings()
+    from app import photos as many
+    from app.inference.session import usable_cores
+
+    chosen = many.photos_of(photos, boxes)
+    task = many.Task(chosen, _given(options), out, form, draw, settings.max_image_pixels)
+    at_once = 16 if server else 2 * usable_cores()
+
+    async def run() -> int:
+        async with _client(server, key, settings) as client:
+            with click.progressbar(length=len(chosen), **_bar("photos")) as bar:
+                return await many.predict(task, client, at_once, bar.update)
+
+    sys.exit(1 if _told(run) else 0)
+
+
+@main.command(
+    epilog="\b\nExamples:\n  lpn track dance.mp4 --draw drawn.mp4\n  lpn track dance.mp4 --out people.jsonl --max-people 2"
+)
+@click.argument("video", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the answer; standard output without --draw."
+)
+@click.option(
+    "--draw",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File for the video with skeletons and numbers on it, .mp4 (MPEG-4) or .webm (VP8).",
+)
+@_options_of_people
+def track(video: Path, out: Path | None, draw: Path | None, **options: Any) -> None:
+    """Follow the people of VIDEO: one line of JSON a frame, in which each person keeps a number.
+
+    The lines are the messages of the service's streams (README.md, "Streams"); joints are smoothed.
+    """
+    settings = _settings()
+    from app import video as one
+
+    async def run() -> int:
+        with (
+            one.frames_of(video) as frames,
+            click.progressbar(length=frames.count, **_bar("frames")) as bar,
+        ):
+            await one.track(frames, out, draw, _patient(settings), _given(options), bar.update)
+        return 0
+
+    sys.exit(_told(run))
+
+
+@main.command()
+@_of_a_service
+def models(server: str | None, key: str | None) -> None:
+    """List the models; those of this machine's store are verified by their sha256."""
+    settings = _settings()
+
+    async def run() -> int:
+        async with _client(server, key, settings) as client:
+            for model in await client.models():
+                size = f"{model['input_width']}×{model['input_height']}"
+                default = ", the default" if model["default"] else ""
+                click.echo(f"{model['name']}/{model['version']}: {model['network']}, {model['precision']}, {size}{default}")
+                click.echo(f"    sha256 {model['sha256']}")
+                for name, measured in model["accuracy"].items():
+                    click.echo(f"    {name}: AP {measured['ap']:.3f}" if "ap" in measured else f"    {name}")
+        return 0
+
+    sys.exit(_told(run))
+
+
+def _given(options: dict[str, Any]) -> Any:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
+def _bar(label: str) -> dict[str, Any]:
+    """A progress bar on standard error, where somebody sees it."""
+    return {"label": label, "show_pos": True, "file": sys.stderr, "hidden": not sys.stderr.isatty()}
+
+
+def _settings() -> "Settings":
+    settings = service.read_settings()
+    if settings is None:
+        sys.exit(1)
+    return settings
+
+
+def _patient(settings: "Settings") -> "Settings":
+    """Those of a service of one's own: nobody waits for a single photo."""
+    return settings.model_copy(update={"api_keys": (), "timeout_ms": settings.max_timeout_ms})
+
+
+@asynccontextmanager
+async def _client(server: str | None, key: str | None, settings: "Settings") -> "AsyncIterator[AsyncPoseClient]":
+    """A client of the service at that address, or of one within this process."""
+    import httpx
+
+    from app.api.application import create_app
+    from app.client import AsyncPoseClient
+
+    if server is not None:
+        async with AsyncPoseClient(server, key=key) as client:
+            yield client
+        return
+    app = create_app(_patient(settings))
+    async with app.router.lifespan_context(app), AsyncPoseClient(transport=httpx.ASGITransport(app)) as client:
+        yield client
+
+
+def _told(run: "Callable[[], Any]") -> int:
+    """What `run` returns; what stops it is told in one line."""
+    from app.client import PoseError
+    from app.inference.model_store import ModelError
+
+    try:
+        return int(asyncio.run(run()))
+    except (PoseError, ModelError, OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main(prog_name="lpn")

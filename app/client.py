@@ -1,0 +1,299 @@
+"""Clients of a running service: `PoseClient("http://localhost:8000").estimate("photo.jpg").keypoints`.
+
+They import nothing else of the service. What goes wrong is a PoseError:
+
+    PoseError
+    ├── Refused    the service answered with a problem (README.md lists them)
+    └── NoAnswer   nobody answered, or it is no pose service; the cause is httpx's error, if it was one
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+
+import cv2
+import httpx
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["AsyncPoseClient", "NoAnswer", "Options", "Pose", "PoseClient", "PoseError", "Refused"]
+
+Float64 = npt.NDArray[np.float64]
+Picture = bytes | str | os.PathLike[str] | npt.NDArray[np.uint8]
+Boxes = Sequence[Sequence[float]] | Float64
+
+_URL = "http://localhost:8000"
+_TIMEOUT = httpx.Timeout(75, connect=5, pool=None)  # seconds; the service gives a request a minute at most by default
+_RETRIES, _CONNECT_RETRIES = 8, 3  # of requests that were refused or broke off, and where nobody listens
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0  # seconds, where the answer names none
+
+
+class Options(TypedDict, total=False):
+    """The options of POST /v1/pose; those left out are the service's defaults."""
+
+    model: str
+    keypoint_threshold: float
+    detection_threshold: float
+    max_people: int
+    flip_test: bool
+    timeout_ms: int
+
+
+class PoseError(Exception):
+    """No people could be had; the message says why."""
+
+
+class Refused(PoseError):
+    """The service answered with a problem; `code` is "" where the answer came from something before it, as a proxy."""
+
+    def __init__(self, status: int, code: str, detail: str, request_id: str, errors: Sequence[dict[str, Any]]) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        self.errors = errors  # {"loc": […], "msg"} of each field at fault
+
+
+class NoAnswer(PoseError):
+    """The service could not be reached, did not answer in time, or is no pose service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pose:
+    """The people of one picture. Places are in pixels of the upright picture; (0, 0) is the centre of the top left one."""
+
+    width: int
+    height: int
+    boxes: Float64  # [N, 4]: x, y, width, height
+    box_scores: Float64  # [N], 1 for given boxes
+    scores: Float64  # [N]
+    keypoints: Float64  # [N, K, 3]: x, y, score
+    visible: npt.NDArray[np.bool_]  # [N, K]: whether the score is at or over the threshold
+    errors: Float64 | None  # [N, K]: expected pixels off the true place; None of a model without calibration
+    names: tuple[str, ...]  # [K], of the joints
+    skeleton: tuple[tuple[int, int], ...]  # pairs of joints, counted from 1 as in COCO
+    coco: dict[str, Any]  # the answer itself, a COCO keypoint data set
+
+
+class PoseClient:
+    """Asks one service, over connections that it keeps; several threads may share it. Close it, or use it in a `with`.
+
+    A request that is refused with 429 or 503 is sent again after the wait that the service names, `retries` times at most,
+    and so is one whose connection breaks.
+    """
+
+    def __init__(
+        self,
+        url: str = _URL,
+        *,
+        key: str | None = None,
+        retries: int = _RETRIES,
+        timeout: httpx.Timeout = _TIMEOUT,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._retries = retries
+        self._http = httpx.Client(base_url=_checked(url), headers=_headers(key), timeout=timeout, transport=transport)
+
+    def estimate(self, picture: Picture, boxes: Boxes | None = None, **options: Unpack[Options]) -> Pose:
+        """The people of a picture: a file's path or bytes, or pixels [H, W] or [H, W, 3] (uint8, BGR as OpenCV has them).
+
+        `boxes` [N, 4] are the people, x, y, width, height; without them the service finds them. Raises PoseError, OSError
+        where the file cannot be read, and ValueError for pixels of another kind.
+        """
+        return _pose_of(self._ask("POST", "/v1/pose", **_request(picture, boxes, options)))
+
+    def models(self) -> list[dict[str, Any]]:
+        """What `/v1/models` tells of each model. Raises PoseError."""
+        return _models_of(self._ask("GET", "/v1/models"))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        tries = 0
+        while True:
+            try:
+                response = self._http.request(method, path, **request)
+            except httpx.TransportError as error:
+                wait = _wait_after_failure(error, tries, self._retries)
+            else:
+                if response.is_success:
+                    return response
+                wait = _wait_after(response, tries, self._retries)
+            tries += 1
+            time.sleep(wait)
+
+
+class AsyncPoseClient:
+    """PoseClient for asyncio: many pictures at once, `await asyncio.gather(*map(client.estimate, photos))`."""
+
+    def __init__(
+        self,
+        url: str = _URL,
+        *,
+        key: str | None = None,
+        retries: int = _RETRIES,
+        timeout: httpx.Timeout = _TIMEOUT,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._retries = retries
+        self._http = httpx.AsyncClient(base_url=_checked(url), headers=_headers(key), timeout=timeout, transport=transport)
+
+    async def estimate(self, picture: Picture, boxes: Boxes | None = None, **options: Unpack[Options]) -> Pose:
+        """As PoseClient.estimate."""
+        request = await asyncio.to_thread(_request, picture, boxes, options)
+        return _pose_of(await self._ask("POST", "/v1/pose", **request))
+
+    async def models(self) -> list[dict[str, Any]]:
+        """As PoseClient.models."""
+        return _models_of(await self._ask("GET", "/v1/models"))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        tries = 0
+        while True:
+            try:
+                response = await self._http.request(method, path, **request)
+            except httpx.TransportError as error:
+                wait = _wait_after_failure(error, tries, self._retries)
+            else:
+                if response.is_success:
+                    return response
+                wait = _wait_after(response, tries, self._retries)
+            tries += 1
+            await asyncio.sleep(wait)
+
+
+def _checked(url: str) -> httpx.URL:
+    """Raise ValueError where a client could ask nobody."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{url} is no address of a service: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"{url} is no address of a service; one is http://localhost:8000")
+    return parsed
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"Accept": "application/json"} | ({} if key is None else {"X-API-Key": key})
+
+
+def _request(picture: Picture, boxes: Boxes | None, options: Options) -> dict[str, Any]:
+    """The body and query of a request."""
+    query: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if boxes is not None:
+        query["boxes"] = ";".join(",".join(map(repr, box)) for box in np.asarray(boxes, np.float64).tolist())
+    return {"content": _file_of(picture), "params": query, "headers": {"Content-Type": "application/octet-stream"}}
+
+
+def _file_of(picture: Picture) -> bytes:
+    if isinstance(picture, bytes):
+        return picture
+    if not isinstance(picture, np.ndarray):
+        return Path(picture).read_bytes()
+    colour = picture.ndim == 3 and picture.shape[2] == 3
+    if picture.dtype != np.uint8 or not (colour or picture.ndim == 2) or not picture.size:
+        raise ValueError(f"pixels are uint8 [H, W] or [H, W, 3]; these are {picture.dtype} {list(picture.shape)}")
+    return cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+
+
+def _wait_after_failure(error: httpx.TransportError, tries: int, retries: int) -> float:
+    """Seconds until a request is sent again that was not answered. Raises NoAnswer where it is not to be."""
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        retries = min(retries, _CONNECT_RETRIES)
+    elif not isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
+        retries = 0  # who did not answer in time would do the work once more
+    if tries >= retries:
+        raise NoAnswer(f"{_origin(error.request.url)} gives no answer: {str(error) or type(error).__name__}") from error
+    return _waited(tries)
+
+
+def _wait_after(response: httpx.Response, tries: int, retries: int) -> float:
+    """Seconds until a request is sent again that was refused. Raises Refused where it is not to be."""
+    if response.status_code not in (429, 503) or tries >= retries:
+        raise _refused(response)
+    named = response.headers.get("Retry-After", "")
+    return min(float(named), _LONGEST_WAIT) if named.isdecimal() else _waited(tries)
+
+
+def _waited(tries: int) -> float:
+    """Twice as long each time, and not all clients at once."""
+    return float(min(_FIRST_WAIT * 2**tries, _LONGEST_WAIT) * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+
+
+def _refused(response: httpx.Response) -> Refused:
+    request_id = response.headers.get("X-Request-ID", "")
+    if response.headers.get("Content-Type", "").startswith("application/problem+json"):
+        told = response.json()
+        code = told["type"].rpartition("/")[2]
+        return Refused(response.status_code, code, told["detail"], request_id, told.get("errors", []))
+    detail = f"{_origin(response.url)} answers {response.status_code} {response.reason_phrase}"
+    return Refused(response.status_code, "", detail, request_id, [])
+
+
+def _origin(url: httpx.URL) -> str:
+    return f"{url.scheme}://{url.netloc.decode()}"
+
+
+def _pose_of(response: httpx.Response) -> Pose:
+    try:
+        data = response.json()
+        (image,) = data["images"]
+        (category,) = data["categories"]
+        people = data["annotations"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise NoAnswer(f"{_origin(response.url)} is no pose service: it answers with something else") from error
+    joints = len(category["keypoints"])
+    keypoints = np.array([person["keypoints"] for person in people], np.float64).reshape(-1, joints, 3)
+    visible = keypoints[..., 2] > 0
+    keypoints[..., 2] = np.array([person["keypoint_scores"] for person in people], np.float64).reshape(-1, joints)
+    calibrated = not any(person["keypoint_errors"] is None for person in people)
+    errors = (
+        np.array([person["keypoint_errors"] for person in people], np.float64).reshape(-1, joints) if calibrated else None
+    )
+    return Pose(
+        width=image["width"],
+        height=image["height"],
+        boxes=np.array([person["bbox"] for person in people], np.float64).reshape(-1, 4),
+        box_scores=np.array([person["bbox_score"] for person in people], np.float64),
+        scores=np.array([person["score"] for person in people], np.float64),
+        keypoints=keypoints,
+        visible=visible,
+        errors=errors,
+        names=tuple(category["keypoints"]),
+        skeleton=tuple((first, second) for first, second in category["skeleton"]),
+        coco=data,
+    )
+
+
+def _models_of(response: httpx.Response) -> list[dict[str, Any]]:
+    try:
+        models: list[dict[str, Any]] = response.json()["models"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise NoAnswer(f"{_origin(response.url)} is no pose service: it answers with something else") from error
+    return models

@@ -1,0 +1,303 @@
+"""`lpn` as a user calls it: what it writes, what it tells, its exit codes, and that an interrupted run goes on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from tests.conftest import PHOTOS, ROOT, T_POSE_BOX, TWO_WOMEN_BOXES
+
+
+@pytest.fixture
+def lpn(tmp_path):
+    """Run `lpn` in a folder of its own, as scripts/lpn does; its exit code, standard output and standard error."""
+
+    def run(*arguments, **environment):
+        ran = subprocess.run(
+            [sys.executable, "-P", "-m", "app.cli", *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment_of(**environment),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert "Traceback" not in ran.stderr, ran.stderr
+        return ran.returncode, ran.stdout, ran.stderr
+
+    return run
+
+
+def environment_of(**more):
+    return {name: value for name, value in os.environ.items() if name[:5] != "POSE_"} | {"PYTHONPATH": str(ROOT)} | more
+
+
+@pytest.fixture
+def server(service):
+    return ["--server", str(service.client.base_url)]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with two photos, one in a folder of its own."""
+    folder = tmp_path / "photos"
+    (folder / "women").mkdir(parents=True)
+    shutil.copy(PHOTOS / "t_pose_cc0.jpg", folder)
+    shutil.copy(PHOTOS / "two_women_outdoors_cc0.jpg", folder / "women")
+    (folder / "README.md").write_text("no photo")
+    return folder
+
+
+@pytest.fixture
+def boxes(tmp_path):
+    """A COCO data set with the boxes of the people on them, the women's first."""
+    file = tmp_path / "boxes.json"
+    images = [{"id": 70, "file_name": "women/two_women_outdoors_cc0.jpg"}, {"id": 7, "file_name": "t_pose_cc0.jpg"}]
+    people = [{"id": id_, "image_id": 70, "bbox": box} for id_, box in enumerate(TWO_WOMEN_BOXES, 1)]
+    people.append({"id": 3, "image_id": 7, "bbox": T_POSE_BOX})
+    people.append({"id": 4, "image_id": 7, "bbox": [0, 0, 9, 9], "iscrowd": 1})
+    file.write_text(json.dumps({"images": images, "annotations": people}))
+    return file
+
+
+def test_predict_answers_as_the_service_does(lpn, service, two_women):
+    code, out, err = lpn("predict", PHOTOS / "two_women_outdoors_cc0.jpg")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert told["images"] == [{"id": 0, "width": 1280, "height": 845, "file_name": "two_women_outdoors_cc0.jpg"}]
+    answer = service.client.post("/v1/pose", content=two_women, headers={"Content-Type": "image/jpeg"}).json()
+    assert told == answer | {"images": told["images"]}
+
+
+def test_predict_writes_one_data_set_of_all_photos(lpn, server, photos, tmp_path):
+    code, out, err = lpn("predict", "photos", "--out", "people.json", *server)
+    assert (code, out, err) == (0, "", "")
+    coco = COCO(tmp_path / "people.json")
+    names = [image["file_name"] for image in coco.loadImgs(coco.getImgIds())]
+    assert names == ["t_pose_cc0.jpg", "women/two_women_outdoors_cc0.jpg"]
+    people = coco.loadAnns(coco.getAnnIds())
+    assert {person["image_id"] for person in people} == {0, 1}
+    assert [person["id"] for person in people] == list(range(1, len(people) + 1))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["people.json", "photos"]
+
+
+def test_predict_with_boxes_keeps_the_ids(lpn, server, photos, boxes, tmp_path):
+    code, _, err = lpn("predict", photos, "--boxes", boxes, "--format", "results", "--out", "results.json", *server)
+    assert (code, err) == (0, "")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [person["image_id"] for person in results] == [7, 70, 70]
+    assert [tuple(person["bbox"]) for person in results] == [T_POSE_BOX, *TWO_WOMEN_BOXES]
+    lpn("predict", photos, "--boxes", boxes, "--out", "people.json", *server)
+    assert len(COCO(tmp_path / "people.json").loadRes(str(tmp_path / "results.json")).anns) == 3
+    scores = [person["keypoints"][2::3] for person in results]
+    assert all(0 < score < 1.2 and score != 2 for person in scores for score in person)
+
+
+def test_predict_has_the_options_of_a_request(lpn, server, photos):
+    code, out, _ = lpn("predict", photos, "--max-people", 1, "--keypoint-threshold", 1, "--flip-test", *server)
+    people = json.loads(out)["annotations"]
+    assert (code, [person["image_id"] for person in people]) == (0, [0, 1])
+    assert {person["num_keypoints"] for person in people} == {0}
+    code, out, _ = lpn("predict", photos, "--keypoint-threshold", 0, *server)
+    assert {person["num_keypoints"] for person in json.loads(out)["annotations"]} == {17}
+
+
+def test_predict_draws(lpn, server, photos, tmp_path):
+    blank = np.full((60, 80, 3), 128, np.uint8)
+    cv2.imwrite(str(photos / "blank.bmp"), blank)
+    assert lpn("predict", photos, "--draw", "drawn", *server)[0] == 0
+    drawn = sorted(file.relative_to(tmp_path / "drawn").as_posix() for file in (tmp_path / "drawn").rglob("*.*"))
+    assert drawn == ["blank.bmp.jpg", "t_pose_cc0.jpg", "women/two_women_outdoors_cc0.jpg"]
+    changed = np.abs(
+        cv2.imread(str(tmp_path / "drawn/t_pose_cc0.jpg")).astype(int) - cv2.imread(str(photos / "t_pose_cc0.jpg"))
+    )
+    assert 0.001 < (changed.max(axis=2) > 60).mean() < 0.1
+    np.testing.assert_allclose(cv2.imread(str(tmp_path / "drawn/blank.bmp.jpg")), blank, atol=2)
+
+
+def test_predict_leaves_a_bad_photo_out_and_says_so(lpn, server, photos):
+    (photos / "broken.jpg").write_bytes((photos / "t_pose_cc0.jpg").read_bytes()[:20_000])
+    code, out, err = lpn("predict", photos, *server)
+    assert code == 1
+    assert [image["file_name"] for image in json.loads(out)["images"]] == [
+        "t_pose_cc0.jpg",
+        "women/two_women_outdoors_cc0.jpg",
+    ]
+    told = err.strip().splitlines()
+    assert told[0] == "1 of 3 photos failed:"
+    assert told[1].startswith(f"{photos / 'broken.jpg'}: ")
+
+
+def test_predict_goes_on_where_it_was_interrupted(lpn, service, server, photos, tmp_path):
+    for number in range(60):
+        shutil.copy(photos / "t_pose_cc0.jpg", photos / f"{number:03}.jpg")
+    command = ["predict", "photos", "--out", "people.json", *server]
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", *command], cwd=tmp_path, env=environment_of(), stderr=subprocess.PIPE, text=True
+    )
+    part = tmp_path / "people.json.part"
+    until = time.monotonic() + 60
+    while not part.exists() or part.read_bytes().count(b"\n") < 6:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    begun.send_signal(signal.SIGINT)
+    assert "photos are done; the same command goes on from there." in begun.communicate(timeout=60)[1]
+    assert begun.returncode == 1
+    done = part.read_bytes().count(b"\n") - 1
+    assert 5 <= done < 62
+    with part.open("ab") as file:
+        file.write(b'{"photo": "photos/059')  # as a power cut leaves it
+
+    assert lpn(*command, "--flip-test")[0] == 2  # not the same run
+    before = service.metric("pose_images_total")
+    assert lpn(*command)[0] == 0
+    assert service.metric("pose_images_total") - before == 62 - done
+    data = json.loads((tmp_path / "people.json").read_text())
+    assert [image["file_name"] for image in data["images"][:60]] == [f"{number:03}.jpg" for number in range(60)]
+    assert len(data["images"]) == 62
+    people = {image["id"]: [] for image in data["images"]}
+    for person in data["annotations"]:
+        people[person["image_id"]].append(person["keypoints"])
+    assert all(people[number] == people[0] for number in range(61))
+    assert not part.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[]", "is not a COCO data set"),
+        ("no JSON", "is not a COCO data set"),
+        ('{"images": [{"id": 1}], "annotations": []}', "KeyError: 'file_name'"),
+        ('{"images": [], "annotations": []}', "has no image called t_pose_cc0.jpg; 2 of 2 are missing"),
+    ],
+)
+def test_predict_wants_boxes_of_these_photos(lpn, photos, tmp_path, content, told):
+    (tmp_path / "boxes.json").write_text(content)
+    code, _, err = lpn("predict", photos, "--boxes", "boxes.json")
+    assert code == 2
+    assert told in " ".join(err.split())
+
+
+def test_predict_wants_photos(lpn, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "empty holds no photos" in lpn("predict", "empty")[2]
+    shutil.copy(photos / "t_pose_cc0.jpg", tmp_path)
+    code, _, err = lpn("predict", photos, "t_pose_cc0.jpg")
+    assert code == 2
+    assert "are both called t_pose_cc0.jpg" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("command", [["predict", PHOTOS], ["models"]])
+def test_no_service_there(lpn, command):
+    code, out, err = lpn(*command, "--server", "http://127.0.0.1:9")
+    assert (code, out) == (1, "")
+    assert err == "Error: http://127.0.0.1:9 gives no answer: All connection attempts failed\n"
+
+
+def test_a_key(lpn, start_service, photos):
+    url = str(start_service(api_keys="sesame").client.base_url)
+    code, _, err = lpn("predict", photos, "--server", url)
+    assert (code, err.strip()) == (1, "Error: Send one of the service's keys as Authorization: Bearer … or X-API-Key.")
+    assert lpn("predict", photos, "--server", url, LPN_KEY="sesame")[0] == 0
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """A video of 20 frames, in which a camera moves over the two women."""
+    file = tmp_path_factory.mktemp("video") / "pan.mp4"
+    photo = cv2.imread(str(PHOTOS / "two_women_outdoors_cc0.jpg"))
+    film = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), 25, (1000, 800))
+    for number in range(20):
+        film.write(photo[20:820, 5 * number : 5 * number + 1000])
+    film.release()
+    return file
+
+
+def test_track_follows_people_and_draws_them(lpn, video, tmp_path):
+    code, out, err = lpn("track", video, "--out", "people.jsonl", "--draw", "drawn.mp4")
+    assert (code, out, err) == (0, "", "")
+    frames = [json.loads(line) for line in (tmp_path / "people.jsonl").read_text().splitlines()]
+    assert [frame["images"][0]["id"] for frame in frames] == list(range(20))
+    assert {frame["images"][0]["width"] for frame in frames} == {1000}
+    assert [[person["track_id"] for person in frame["annotations"]] for frame in frames] == [[1, 2]] * 20
+    noses = np.array([[person["keypoints"][:2] for person in frame["annotations"]] for frame in frames])
+    np.testing.assert_allclose(noses[-1] - noses[0], [[-95, 0]] * 2, atol=15)
+    plain, drawn = cv2.VideoCapture(str(video)), cv2.VideoCapture(str(tmp_path / "drawn.mp4"))
+    assert (drawn.get(cv2.CAP_PROP_FPS), drawn.get(cv2.CAP_PROP_FRAME_COUNT)) == (25, 20)
+    changed = np.abs(plain.read()[1].astype(int) - drawn.read()[1]).max(axis=2) > 60
+    assert 0.001 < changed.mean() < 0.1
+
+
+def test_track_writes_to_standard_output(lpn, video):
+    code, out, _ = lpn("track", video, "--max-people", 1)
+    assert code == 0
+    assert [len(json.loads(line)["annotations"]) for line in out.splitlines()] == [1] * 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([ROOT / "README.md"], "README.md is no video that can be read."),
+        (["VIDEO", "--draw", "drawn.gif"], "drawn.gif cannot be written; a video is one of .mp4, .webm."),
+        (["VIDEO", "--draw", "missing/drawn.mp4"], "missing/drawn.mp4 cannot be written."),
+        (["VIDEO", "--model", "vgg"], "There is no model 'vgg'"),
+        (["missing.mp4"], "'missing.mp4' does not exist."),
+    ],
+)
+def test_track_tells_what_it_cannot_do(lpn, video, arguments, told):
+    code, out, err = lpn("track", *[video if argument == "VIDEO" else argument for argument in arguments])
+    assert (code, out) == (2, "")
+    assert told in " ".join(err.split())
+
+
+def test_models(lpn, service):
+    code, out, _ = lpn("models")
+    assert code == 0
+    for model in service.client.get("/v1/models").json()["models"]:
+        assert f"{model['name']}/{model['version']}: {model['network']}" in out
+        assert model["sha256"] in out
+
+
+def test_models_tells_of_a_damaged_one(lpn, tmp_path):
+    shutil.copytree(ROOT / "model_store", tmp_path / "store")
+    with (tmp_path / "store/lpn50/1/model.onnx").open("r+b") as file:
+        file.write(b"x")
+    code, _, err = lpn("models", POSE_MODEL_STORE="store")
+    assert code == 1
+    assert "model.onnx" in err
+    assert "sha256" in err
+
+
+def test_wrong_settings_are_told(lpn):
+    code, _, err = lpn("models", POSE_LANES="many", POSE_PORT="1")
+    assert code == 1
+    assert err.startswith("POSE_LANES: ")
+
+
+def test_serve_is_the_service(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "serve"],
+        cwd=tmp_path,
+        env=environment_of(POSE_PORT="0"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr.readline().startswith("The LPN pose service listens on http://127.0.0.1:")
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_help_names_the_commands(lpn):
+    code, out, _ = lpn("--help")
+    assert code == 0
+    for command in ("models", "predict", "serve", "track"):
+        assert f"\n  {command} " in out
+        assert lpn(command, "--help")[0] == 0

@@ -1,0 +1,187 @@
+"""The client: what it gives of a real service's answers, what it asks again, and what it raises."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+
+from app.client import AsyncPoseClient, NoAnswer, PoseClient, Refused
+from tests.conftest import PHOTOS, TWO_WOMEN_BOXES
+
+PHOTO = PHOTOS / "two_women_outdoors_cc0.jpg"
+NOBODY = np.full((64, 96, 3), 90, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def pose_client(service):
+    with PoseClient(str(service.client.base_url)) as client:
+        yield client
+
+
+def test_the_people_of_a_photo(pose_client, service, two_women):
+    pose = pose_client.estimate(PHOTO)
+    data = service.client.post("/v1/pose", content=two_women, headers={"Content-Type": "image/jpeg"}).json()
+    assert pose.coco == data
+    assert (pose.width, pose.height) == (1280, 845)
+    people = data["annotations"]
+    assert len(people) == 2
+    for row, person in enumerate(people):
+        joints = np.reshape(person["keypoints"], (17, 3))
+        np.testing.assert_array_equal(pose.keypoints[row, :, :2], joints[:, :2])
+        np.testing.assert_array_equal(pose.keypoints[row, :, 2], person["keypoint_scores"])
+        np.testing.assert_array_equal(pose.visible[row], joints[:, 2] == 2)
+        np.testing.assert_array_equal(pose.errors[row], person["keypoint_errors"])
+        np.testing.assert_array_equal(pose.boxes[row], person["bbox"])
+        assert (pose.scores[row], pose.box_scores[row]) == (person["score"], person["bbox_score"])
+    assert pose.names[0] == "nose"
+    assert pose.skeleton[0] == (16, 14)
+
+
+def test_a_path_bytes_and_pixels_are_pictures(pose_client):
+    of_bytes, of_path = (pose_client.estimate(picture, TWO_WOMEN_BOXES) for picture in (PHOTO.read_bytes(), str(PHOTO)))
+    assert of_bytes.coco == of_path.coco
+    pixels = cv2.imread(str(PHOTO))
+    of_pixels, of_png = (
+        pose_client.estimate(picture, TWO_WOMEN_BOXES) for picture in (pixels, cv2.imencode(".png", pixels)[1].tobytes())
+    )
+    assert of_pixels.coco == of_png.coco
+    # A large JPEG is decoded smaller where its people allow.
+    assert np.median(np.abs(of_pixels.keypoints - of_path.keypoints)) < 1
+    grey = pose_client.estimate(np.ascontiguousarray(pixels[..., 1]), TWO_WOMEN_BOXES)
+    assert grey.keypoints.shape == (2, 17, 3)
+
+
+@pytest.mark.parametrize("boxes", [TWO_WOMEN_BOXES, np.array(TWO_WOMEN_BOXES, np.float32)])
+def test_boxes_are_the_people(pose_client, boxes):
+    np.testing.assert_array_equal(pose_client.estimate(PHOTO, boxes).boxes, TWO_WOMEN_BOXES)
+
+
+def test_options_reach_the_service(pose_client):
+    pose = pose_client.estimate(PHOTO, max_people=1, keypoint_threshold=1.0, flip_test=True)
+    assert pose.keypoints.shape == (1, 17, 3)
+    assert not pose.visible.any()
+    assert (pose.keypoints[..., 2] > 0).all()
+    with pytest.raises(Refused, match=r"query\.max_people is 1000; at most 100 is taken") as refused:
+        pose_client.estimate(PHOTO, max_people=1000)
+    assert refused.value.errors == [{"loc": ["query", "max_people"], "msg": "is 1000; at most 100 is taken"}]
+
+
+@pytest.mark.parametrize("boxes", [None, []])
+def test_nobody(pose_client, boxes):
+    pose = pose_client.estimate(NOBODY, boxes)
+    shapes = pose.boxes.shape, pose.scores.shape, pose.keypoints.shape, pose.visible.shape, pose.errors.shape
+    assert shapes == ((0, 4), (0,), (0, 17, 3), (0, 17), (0, 17))
+
+
+def test_models(pose_client, service):
+    assert pose_client.models() == service.client.get("/v1/models").json()["models"]
+
+
+def test_a_refusal_tells_what_the_service_told(pose_client, service):
+    with pytest.raises(Refused) as refused:
+        pose_client.estimate(b"no picture")
+    assert (refused.value.status, refused.value.code) == (422, "invalid_image")
+    service.wait_until(lambda: refused.value.request_id in service.log)
+
+
+def test_a_key(start_service):
+    url = str(start_service(api_keys="sesame").client.base_url)
+    with PoseClient(url) as stranger, pytest.raises(Refused) as refused:
+        stranger.estimate(NOBODY)
+    assert refused.value.code == "unauthorized"
+    with PoseClient(url, key="sesame") as known:
+        assert len(known.estimate(NOBODY).scores) == 0
+
+
+def test_a_service_that_warms_up_is_waited_for(start_service):
+    service = start_service(wait=False)
+    with PoseClient(str(service.client.base_url), retries=60) as client:
+        assert len(client.estimate(NOBODY).scores) == 0
+
+
+def test_a_full_queue_is_asked_again(start_service):
+    url = str(start_service(queue_crops=2).client.base_url)
+    with PoseClient(url, retries=100) as client, ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: len(client.estimate(PHOTO, TWO_WOMEN_BOXES).scores), range(16)))
+    assert found == [2] * 16
+    with PoseClient(url, retries=0) as hasty, ThreadPoolExecutor(8) as threads:
+        errors = [job.exception() for job in [threads.submit(hasty.estimate, PHOTO, TWO_WOMEN_BOXES) for _ in range(16)]]
+    assert {error.code for error in errors if error} == {"queue_full"}
+
+
+def test_many_at_once(service):
+    async def ask():
+        async with AsyncPoseClient(str(service.client.base_url)) as client:
+            poses = await asyncio.gather(*(client.estimate(PHOTO, TWO_WOMEN_BOXES) for _ in range(8)))
+            return poses, await client.models()
+
+    poses, models = asyncio.run(ask())
+    assert [pose.coco["annotations"] for pose in poses] == [poses[0].coco["annotations"]] * 8
+    assert models[0]["name"] == "lpn50"
+
+
+def broken(error, times):
+    """A network that breaks so many requests off before it says that nobody is there; and what it was asked."""
+    asked = []
+
+    def answer(request):
+        asked.append(request)
+        if len(asked) <= times:
+            raise error
+        return httpx.Response(404, text="nothing here")
+
+    return httpx.MockTransport(answer), asked
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ReadError("reset"), httpx.RemoteProtocolError("gone"), httpx.ConnectError("refused")]
+)
+def test_a_broken_connection_is_asked_again(error):
+    transport, asked = broken(error, 2)
+    with (
+        PoseClient(transport=transport) as client,
+        pytest.raises(Refused, match="http://localhost:8000 answers 404 Not Found"),
+    ):
+        client.estimate(NOBODY)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(("error", "times"), [(httpx.ReadTimeout("slow"), 1), (httpx.ConnectError("refused"), 4)])
+def test_who_does_not_answer_is_not_asked_for_ever(error, times):
+    transport, asked = broken(error, 100)
+    with (
+        PoseClient(transport=transport) as client,
+        pytest.raises(NoAnswer, match=f"http://localhost:8000 gives no answer: {error}"),
+    ):
+        client.estimate(NOBODY)
+    assert len(asked) == times
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b'{"images": [1, 2]}'])
+def test_an_answer_of_another_service(content):
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=content))
+    with PoseClient(transport=transport) as client:
+        with pytest.raises(NoAnswer, match="http://localhost:8000 is no pose service"):
+            client.estimate(NOBODY)
+        with pytest.raises(NoAnswer, match="http://localhost:8000 is no pose service"):
+            client.models()
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((4, 4), np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)],
+)
+def test_pixels_of_another_kind(pose_client, pixels):
+    with pytest.raises(ValueError, match=r"pixels are uint8 \[H, W\] or \[H, W, 3\]; these are"):
+        pose_client.estimate(pixels)
+    with pytest.raises(ValueError, match="these are float32"):
+        pose_client.estimate(np.zeros((4, 4, 3), np.float32))
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://localhost", "http://", "http://localhost:port", ""])
+def test_no_address(url):
+    with pytest.raises(ValueError, match="is no address of a service"):
+        PoseClient(url)
