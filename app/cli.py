@@ -46,7 +46,7 @@ def _of_a_service(command: Callable[..., None]) -> Callable[..., None]:
 def _options_of_people(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
-            click.option("--model", help="Pose model, name or name/version; `lpn models` lists them."),
+            click.option("--model", help="Pose model, name or name/version; `scripts/lpn models` lists them."),
             click.option("--flip-test", is_flag=True, help="Average with the mirrored crop: slower, a little better."),
             click.option("--keypoint-threshold", type=_SHARE, help="Score from which a joint is called visible, and drawn."),
             click.option("--detection-threshold", type=_SHARE, help="Least score of a found person."),
@@ -59,10 +59,10 @@ def _options_of_people(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command(
     epilog="\b\nExamples:\n"
-    "  lpn predict party.jpg\n"
-    "  lpn predict photos/ --out people.json --draw drawn/\n"
-    "  lpn predict val2017/ --boxes person_keypoints_val2017.json --format results --out results.json\n"
-    "  lpn predict photos/ --server http://localhost:8000 --out people.json"
+    "  scripts/lpn predict party.jpg\n"
+    "  scripts/lpn predict photos/ --out people.json --draw drawn/\n"
+    "  scripts/lpn predict val2017/ --boxes person_keypoints_val2017.json --format results --out results.json\n"
+    "  scripts/lpn predict photos/ --server http://localhost:8000 --out people.json"
 )
 @click.argument("photos", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -115,7 +115,9 @@ def predict(
 
 
 @main.command(
-    epilog="\b\nExamples:\n  lpn track dance.mp4 --draw drawn.mp4\n  lpn track dance.mp4 --out people.jsonl --max-people 2"
+    epilog="\b\nExamples:\n"
+    "  scripts/lpn track dance.mp4 --draw drawn.mp4\n"
+    "  scripts/lpn track dance.mp4 --out people.jsonl --max-people 2"
 )
 @click.argument("video", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
@@ -156,7 +158,7 @@ def models(server: str | None, key: str | None) -> None:
         async with _client(server, key, settings) as client:
             for model in await client.models():
                 size = f"{model['input_width']}×{model['input_height']}"
-                default = ", the default" if model["default"] else ""
+                default = f", the default {model['kind']}" if model["default"] else ""
                 click.echo(f"{model['name']}/{model['version']}: {model['network']}, {model['precision']}, {size}{default}")
                 click.echo(f"    sha256 {model['sha256']}")
                 for name, measured in model["accuracy"].items():
@@ -217,4 +219,4 @@ def _told(run: "Callable[[], Any]") -> int:
 
 
 if __name__ == "__main__":
-    main(prog_name="lpn")
+    main(prog_name="scripts/lpn")

@@ -30,11 +30,12 @@ class Photo:
 
 
 class Clients:
-    """Clients that send the photo with `boxes` boxes, and how many milliseconds their answers took."""
+    """Clients that send the photo with `boxes` boxes, alone or in a form, and how many milliseconds their answers took."""
 
-    def __init__(self, count: int, boxes: int) -> None:
+    def __init__(self, count: int, boxes: int, form: bool = False) -> None:
         self.count = count
         self.boxes = boxes
+        self.form = form
         self.sent = 0
         self.milliseconds: list[float] = []
 
@@ -43,7 +44,10 @@ class Clients:
         self.sent += 1
         options = {"boxes": ";".join([photo.box] * self.boxes)} if self.boxes else {"max_people": "1"}
         started = time.perf_counter()
-        answer = await http.post("/v1/pose", params=options, content=photo.file, headers={"Content-Type": "image/jpeg"})
+        if self.form:
+            answer = await http.post("/v1/pose", data=options, files={"image": ("photo.jpg", photo.file, "image/jpeg")})
+        else:
+            answer = await http.post("/v1/pose", params=options, content=photo.file, headers={"Content-Type": "image/jpeg"})
         self.milliseconds.append((time.perf_counter() - started) * 1000)
         people = len(answer.raise_for_status().json()["annotations"])
         if people != (self.boxes or 1):

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(script: str, *arguments: object) -> str:
-    command = ["-m", "loadtests.graphs"] if script == "graphs.py" else [str(ROOT / "loadtests" / script)]
+    modules = {"graphs.py": "loadtests.graphs", "peers": "loadtests.peers"}
+    command = ["-m", modules[script]] if script in modules else [str(ROOT / "loadtests" / script)]
     ran = subprocess.run(
         [sys.executable, *command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
@@ -30,6 +31,13 @@ def test_graphs():
     told = run("graphs.py", *graphs, "--rounds", 1).splitlines()
     assert [line.split("|")[1].strip() for line in told[2:]] == [str(graph) for graph in graphs]
     assert "| 1.00 [1.00, 1.00] |" in told[2]
+
+
+def test_peers():
+    told = run("peers", "--peers", "service", "plain-1", "--clients", 2, "--requests", 4, "--rounds", 1).splitlines()
+    peers = [line.split("|")[2].strip() for line in told if line.startswith("| 1 |")]
+    assert peers == ["this service", "FastAPI, one thread a call"]
+    assert told[-1].startswith("2 clients: this service answers ")
 
 
 def test_full_queue(start_service):

@@ -4,14 +4,14 @@ import asyncio
 import base64
 import binascii
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, QueryParams, UploadFile
@@ -23,6 +23,8 @@ from app.api.schemas import JsonBody, JsonImage, Options
 from app.settings import Settings
 
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream")
+_OPTIONS = (*Options.model_fields, "boxes")
+_STREAM_OPTIONS = tuple(name for name in Options.model_fields if name != "format")
 _FORM_FIELDS = 32  # beside a field for each box
 _FIELD_BYTES = 2**20  # of a form's field: 1,600 boxes of long numbers are a tenth of it
 _JSON_TOKENS = 200_000  # brackets and commas; 1,600 boxes are 8,000, and a small body of more makes objects without number
@@ -100,7 +102,7 @@ def read_stream_options(query: QueryParams, settings: Settings) -> Options:
     for name in ("boxes", "format"):
         if name in values:
             raise at("invalid_option", ("query", name), "is not taken by a stream")
-    return _options(values, "query", settings)
+    return _options(values, "query", settings, _STREAM_OPTIONS)
 
 
 async def _from_form(request: Request, query: dict[str, str], settings: Settings) -> PoseRequest:
@@ -200,13 +202,13 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
 def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRequest:
     content = _json_object(body)
-    _refuse_strangers(content, JsonBody, ())
+    _refuse_strangers(content, JsonBody.model_fields, ())
     images = content.get("images")
     if isinstance(images, list):
         _check_count(len(images), settings)
         for number, picture in enumerate(images):
             if isinstance(picture, dict):
-                _refuse_strangers(picture, JsonImage, ("images", number))
+                _refuse_strangers(picture, JsonImage.model_fields, ("images", number))
     repeated = query.keys() & content.keys()
     if repeated:
         raise at("invalid_option", ("query", min(repeated)), "is given in the body as well")
@@ -313,8 +315,8 @@ def _single_values(items: Sequence[tuple[str, str]], where: str) -> dict[str, st
     return values
 
 
-def _options(values: Mapping[str, str], where: str, settings: Settings) -> Options:
-    _refuse_strangers(values, Options, (where,))
+def _options(values: Mapping[str, str], where: str, settings: Settings, known: Sequence[str] = _OPTIONS) -> Options:
+    _refuse_strangers(values, known, (where,))
     try:
         options = Options.model_validate(values)
     except ValidationError as error:
@@ -323,11 +325,11 @@ def _options(values: Mapping[str, str], where: str, settings: Settings) -> Optio
     return options
 
 
-def _refuse_strangers(values: Mapping[str, Any], known: type[BaseModel], where: Location) -> None:
+def _refuse_strangers(values: Mapping[str, Any], known: Collection[str], where: Location) -> None:
     """Raise Problem for names that `known` has not, before pydantic makes an error of each: there may be many thousand."""
-    strangers = [name for name in values if name not in known.model_fields]
+    strangers = [name for name in values if name not in known]
     if strangers:
-        names = ", ".join((*known.model_fields, *(("boxes",) if known is Options else ())))
+        names = ", ".join(known)
         told = [FieldError((*where, name[:_TOLD_CHARACTERS]), f"is not known; there are {names}") for name in strangers]
         raise _of_errors(told)
 

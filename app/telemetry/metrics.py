@@ -42,10 +42,12 @@ class Metrics:
         self.streams = Gauge("pose_streams", "Open streams.", registry=registry)
         self.stream_frames = Counter(
             "pose_stream_frames",
-            "Frames of streams: answered, refused, or skipped for newer ones.",
+            "Frames of streams: answered, refused, failed by the service's fault, or skipped for newer ones.",
             ("outcome",),
             registry=registry,
         )
+        for outcome in ("answered", "refused", "failed", "skipped"):  # from nought on, as rates want it
+            self.stream_frames.labels(outcome)
         self.stream_frame_seconds = Histogram(
             "pose_stream_frame_duration_seconds",
             "Seconds from a frame's arrival to its answer.",

@@ -296,7 +296,7 @@ SERVICE = [
         graph(
             "Frames of streams",
             "pose_stream_frames_total. skipped: a newer frame came before its turn, for clients that send too fast; "
-            "refused: broken pictures, or no room.",
+            "refused: broken pictures, deadlines, or no room; failed: the service's fault, see its log.",
             "short",
             query(f"sum by (outcome) (rate(pose_stream_frames_total{{{ONE}}}[{RATE}]))", "{{outcome}}"),
             stack=True,

@@ -17,6 +17,7 @@ import orjson
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
+from websockets.sync.client import connect
 
 STORE = Path(__file__).parents[2] / "model_store"
 WORKS, FAILS, STANDS_STILL = 100, 200, 255
@@ -136,6 +137,26 @@ def test_a_batch_that_fails_is_a_defect_that_is_logged_and_not_told(service):
     assert "running Gather node" in logged  # the cause, in the runtime's words
     assert {"status": 500, "problem": "internal_error"}.items() <= told[-1].items()
     assert ask(service, WORKS).status_code == 200
+
+
+def test_a_frame_that_fails_is_told_counted_and_the_stream_goes_on(start_service, tmp_path, t_pose):
+    shutil.copytree(STORE / "person-det", tmp_path / "person-det")
+    service = start_service(model_store=store_of(tmp_path, graph()))
+    photo = Image.open(io.BytesIO(t_pose))
+    frames = []
+    for brightest in (FAILS, WORKS):
+        with io.BytesIO() as file:
+            photo.point([min(value, brightest) for value in range(256)] * 3).save(file, "PNG")
+            frames.append(file.getvalue())
+    with connect(f"ws://127.0.0.1:{service.port}/v1/stream", max_size=None) as stream:
+        stream.send(frames[0])
+        failed = orjson.loads(stream.recv(timeout=60))
+        assert (failed["type"], failed["image_id"]) == ("/problems/internal_error", 0)
+        stream.send(frames[1])
+        assert orjson.loads(stream.recv(timeout=60))["images"][0]["id"] == 1
+    outcomes = ("answered", "failed", "refused", "skipped")
+    assert [service.metric("pose_stream_frames_total", outcome=outcome) for outcome in outcomes] == [1, 1, 0, 0]
+    assert failed["request_id"] in service.log
 
 
 def test_one_requests_failure_is_not_that_of_other_batches(start_service, store):

@@ -1,0 +1,1 @@
+"""This service beside what else one would build around its model."""
