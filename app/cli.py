@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 _SHARE = click.FloatRange(0, 1)
+_DAY_MS = 24 * 3600 * 1000
+_PATIENT_RETRIES = 40  # five minutes
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -103,15 +105,27 @@ def predict(
     from app.inference.session import usable_cores
 
     chosen = many.photos_of(photos, boxes)
-    task = many.Task(chosen, _given(options), out, form, draw, settings.max_image_pixels)
-    at_once = 16 if server else 2 * usable_cores()
+    task = many.Task(
+        photos=chosen,
+        options=_given(options),
+        run={"server": server, "boxes": many.sha256_of(boxes)},
+        out=out,
+        form=form,
+        draw=draw,
+        max_bytes=settings.max_body_bytes,
+        max_pixels=settings.max_image_pixels,
+    )
+    many.check_outputs(task, [*photos, *([] if boxes is None else [boxes])])
 
     async def run() -> int:
         async with _client(server, key, settings) as client:
             with click.progressbar(length=len(chosen), **_bar("photos")) as bar:
-                return await many.predict(task, client, at_once, bar.update)
+                failed = await many.predict(task, client, 16 if server else 2 * usable_cores(), bar.update)
+        if failed:
+            click.echo("\n".join([f"{len(failed)} of {len(chosen)} photos failed:", *failed]), err=True)
+        return bool(failed)
 
-    sys.exit(1 if _told(run) else 0)
+    sys.exit(_told(run))
 
 
 @main.command(
@@ -137,13 +151,13 @@ def track(video: Path, out: Path | None, draw: Path | None, **options: Any) -> N
     settings = _settings()
     from app import video as one
 
+    one.check_outputs(video, out, draw)
+
     async def run() -> int:
-        with (
-            one.frames_of(video) as frames,
-            click.progressbar(length=frames.count, **_bar("frames")) as bar,
-        ):
-            await one.track(frames, out, draw, _patient(settings), _given(options), bar.update)
-        return 0
+        with one.frames_of(video) as frames:
+            with click.progressbar(length=frames.count, **_bar("frames")) as bar:
+                await one.track(frames, out, draw, _patient(settings), _given(options), bar.update)
+            return one.told_missing(frames)
 
     sys.exit(_told(run))
 
@@ -155,7 +169,7 @@ def models(server: str | None, key: str | None) -> None:
     settings = _settings()
 
     async def run() -> int:
-        async with _client(server, key, settings) as client:
+        async with _client(server, key, settings, works=False) as client:
             for model in await client.models():
                 size = f"{model['input_width']}×{model['input_height']}"
                 default = f", the default {model['kind']}" if model["default"] else ""
@@ -186,25 +200,37 @@ def _settings() -> "Settings":
 
 
 def _patient(settings: "Settings") -> "Settings":
-    """Those of a service of one's own: nobody waits for a single photo."""
-    return settings.model_copy(update={"api_keys": (), "timeout_ms": settings.max_timeout_ms})
+    """Those of a service of one's own: nobody waits for a single photo, and what comes at once is bounded here."""
+    endless = {"timeout_ms": _DAY_MS, "max_timeout_ms": _DAY_MS, "queue_crops": 2**30, "queue_bytes": 2**40}
+    return settings.model_copy(update={"api_keys": (), **endless})
 
 
 @asynccontextmanager
-async def _client(server: str | None, key: str | None, settings: "Settings") -> "AsyncIterator[AsyncPoseClient]":
-    """A client of the service at that address, or of one within this process."""
+async def _client(
+    server: str | None, key: str | None, settings: "Settings", works: bool = True
+) -> "AsyncIterator[AsyncPoseClient]":
+    """A client of the service at that address, or of one within this process; `works`: it is asked for people."""
     import httpx
 
     from app.api.application import create_app
     from app.client import AsyncPoseClient
 
     if server is not None:
-        async with AsyncPoseClient(server, key=key) as client:
-            yield client
+        async with AsyncPoseClient(server, key=key) as hasty:
+            await hasty.models()  # a wrong address is told at once …
+        async with AsyncPoseClient(server, key=key, retries=_PATIENT_RETRIES) as client:
+            yield client  # … and a service that starts again in the middle is waited for
         return
     app = create_app(_patient(settings))
-    async with app.router.lifespan_context(app), AsyncPoseClient(transport=httpx.ASGITransport(app)) as client:
-        yield client
+    if works:
+        await app.state.pipeline.start()
+    try:
+        # Shielded, or who is cancelled would be answered that the service shuts down, and asked again.
+        transport = httpx.ASGITransport(lambda *asgi: asyncio.shield(app(*asgi)))
+        async with AsyncPoseClient(transport=transport) as client:
+            yield client
+    finally:
+        await app.state.pipeline.stop()
 
 
 def _told(run: "Callable[[], Any]") -> int:

@@ -8,6 +8,7 @@ They import nothing else of the service. What goes wrong is a PoseError:
 """
 
 import asyncio
+import json
 import os
 import random
 import time
@@ -25,13 +26,15 @@ import numpy.typing as npt
 __all__ = ["AsyncPoseClient", "NoAnswer", "Options", "Pose", "PoseClient", "PoseError", "Refused"]
 
 Float64 = npt.NDArray[np.float64]
-Picture = bytes | str | os.PathLike[str] | npt.NDArray[np.uint8]
+Picture = bytes | bytearray | memoryview | str | os.PathLike[str] | npt.NDArray[np.uint8]
 Boxes = Sequence[Sequence[float]] | Float64
 
 _URL = "http://localhost:8000"
 _TIMEOUT = httpx.Timeout(75, connect=5, pool=None)  # seconds; the service gives a request a minute at most by default
-_RETRIES, _CONNECT_RETRIES = 8, 3  # of requests that were refused or broke off, and where nobody listens
-_FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0  # seconds, where the answer names none
+_RETRIES = 6  # five seconds, where the service names no wait
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0  # seconds, where the answer names none …
+_LONGEST_NAMED_WAIT = 60.0  # … and where it does
+_AT_ONCE = 16  # requests of an AsyncPoseClient: more would lie in the service's queue, and in memory
 
 
 class Options(TypedDict, total=False):
@@ -84,8 +87,8 @@ class Pose:
 class PoseClient:
     """Asks one service, over connections that it keeps; several threads may share it. Close it, or use it in a `with`.
 
-    A request that is refused with 429 or 503 is sent again after the wait that the service names, `retries` times at most,
-    and so is one whose connection breaks.
+    A request that is refused with 429 or 503 is sent again, `retries` times at most, after the wait that the service names (a
+    minute at most), and so is one whose connection breaks.
     """
 
     def __init__(
@@ -127,7 +130,7 @@ class PoseClient:
         while True:
             try:
                 response = self._http.request(method, path, **request)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 wait = _wait_after_failure(error, tries, self._retries)
             else:
                 if response.is_success:
@@ -138,7 +141,10 @@ class PoseClient:
 
 
 class AsyncPoseClient:
-    """PoseClient for asyncio: many pictures at once, `await asyncio.gather(*map(client.estimate, photos))`."""
+    """PoseClient for asyncio: many pictures at once, `await asyncio.gather(*map(client.estimate, photos))`.
+
+    It belongs to one event loop, and has 16 requests on their way at most.
+    """
 
     def __init__(
         self,
@@ -150,12 +156,14 @@ class AsyncPoseClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._retries = retries
+        self._turns = asyncio.Semaphore(_AT_ONCE)
         self._http = httpx.AsyncClient(base_url=_checked(url), headers=_headers(key), timeout=timeout, transport=transport)
 
     async def estimate(self, picture: Picture, boxes: Boxes | None = None, **options: Unpack[Options]) -> Pose:
         """As PoseClient.estimate."""
-        request = await asyncio.to_thread(_request, picture, boxes, options)
-        return _pose_of(await self._ask("POST", "/v1/pose", **request))
+        async with self._turns:
+            request = await asyncio.to_thread(_request, picture, boxes, options)
+            return _pose_of(await self._ask("POST", "/v1/pose", **request))
 
     async def models(self) -> list[dict[str, Any]]:
         """As PoseClient.models."""
@@ -178,7 +186,7 @@ class AsyncPoseClient:
         while True:
             try:
                 response = await self._http.request(method, path, **request)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 wait = _wait_after_failure(error, tries, self._retries)
             else:
                 if response.is_success:
@@ -199,36 +207,46 @@ def _checked(url: str) -> httpx.URL:
     return parsed
 
 
-def _headers(key: str | None) -> dict[str, str]:
-    return {"Accept": "application/json"} | ({} if key is None else {"X-API-Key": key})
+def _headers(key: str | None) -> dict[bytes, bytes]:
+    headers = {b"Accept": b"application/json"}
+    if key is not None:
+        if not key.isprintable() or key != key.strip():
+            raise ValueError("the key holds characters, as the end of a line, that a header cannot")
+        headers[b"X-API-Key"] = key.encode()
+    return headers
 
 
 def _request(picture: Picture, boxes: Boxes | None, options: Options) -> dict[str, Any]:
-    """The body and query of a request."""
-    query: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    if boxes is not None:
-        query["boxes"] = ";".join(",".join(map(repr, box)) for box in np.asarray(boxes, np.float64).tolist())
-    return {"content": _file_of(picture), "params": query, "headers": {"Content-Type": "application/octet-stream"}}
+    """The body and query of a request; boxes stand in a form, since a query has no room for many."""
+    query = {name: value for name, value in options.items() if value is not None}
+    file = _file_of(picture)
+    if boxes is None:
+        return {"content": file, "params": query, "headers": {"Content-Type": "application/octet-stream"}}
+    rows = np.asarray(boxes, np.float64)
+    if rows.size and (rows.ndim != 2 or rows.shape[1] != 4):
+        raise ValueError(f"boxes are [N, 4], x, y, width, height of each; these are {list(rows.shape)}")
+    return {"files": {"image": ("image", file)}, "data": {"boxes": json.dumps(rows.tolist())}, "params": query}
 
 
 def _file_of(picture: Picture) -> bytes:
-    if isinstance(picture, bytes):
-        return picture
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return bytes(picture)
     if not isinstance(picture, np.ndarray):
         return Path(picture).read_bytes()
     colour = picture.ndim == 3 and picture.shape[2] == 3
     if picture.dtype != np.uint8 or not (colour or picture.ndim == 2) or not picture.size:
         raise ValueError(f"pixels are uint8 [H, W] or [H, W, 3]; these are {picture.dtype} {list(picture.shape)}")
-    return cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    written, file = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not written:
+        raise ValueError(f"pixels of {list(picture.shape)} make no PNG file")
+    return file.tobytes()
 
 
-def _wait_after_failure(error: httpx.TransportError, tries: int, retries: int) -> float:
+def _wait_after_failure(error: httpx.RequestError, tries: int, retries: int) -> float:
     """Seconds until a request is sent again that was not answered. Raises NoAnswer where it is not to be."""
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        retries = min(retries, _CONNECT_RETRIES)
-    elif not isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
-        retries = 0  # who did not answer in time would do the work once more
-    if tries >= retries:
+    # Who did not answer in time would do the work once more.
+    passing = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError | httpx.ConnectTimeout)
+    if not passing or tries >= retries:
         raise NoAnswer(f"{_origin(error.request.url)} gives no answer: {str(error) or type(error).__name__}") from error
     return _waited(tries)
 
@@ -238,20 +256,24 @@ def _wait_after(response: httpx.Response, tries: int, retries: int) -> float:
     if response.status_code not in (429, 503) or tries >= retries:
         raise _refused(response)
     named = response.headers.get("Retry-After", "")
-    return min(float(named), _LONGEST_WAIT) if named.isdecimal() else _waited(tries)
+    if not (named.isascii() and named.isdecimal()):
+        return _waited(tries)
+    return min(float(named), _LONGEST_NAMED_WAIT) * random.uniform(1.0, 1.3)  # noqa: S311 - not all clients at once
 
 
 def _waited(tries: int) -> float:
-    """Twice as long each time, and not all clients at once."""
-    return float(min(_FIRST_WAIT * 2**tries, _LONGEST_WAIT) * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+    """Twice as long each time, and not for all clients the same."""
+    return min(_FIRST_WAIT * 2.0**tries, _LONGEST_WAIT) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
 def _refused(response: httpx.Response) -> Refused:
     request_id = response.headers.get("X-Request-ID", "")
-    if response.headers.get("Content-Type", "").startswith("application/problem+json"):
+    try:
         told = response.json()
         code = told["type"].rpartition("/")[2]
         return Refused(response.status_code, code, told["detail"], request_id, told.get("errors", []))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass  # not the service's own words
     detail = f"{_origin(response.url)} answers {response.status_code} {response.reason_phrase}"
     return Refused(response.status_code, "", detail, request_id, [])
 
@@ -263,37 +285,39 @@ def _origin(url: httpx.URL) -> str:
 def _pose_of(response: httpx.Response) -> Pose:
     try:
         data = response.json()
-        (image,) = data["images"]
-        (category,) = data["categories"]
-        people = data["annotations"]
+        (image,), (category,), people = data["images"], data["categories"], data["annotations"]
+        joints = len(category["keypoints"])
+
+        def column(name: str, *shape: int) -> Float64:
+            return np.array([person[name] for person in people], np.float64).reshape(len(people), *shape)
+
+        keypoints = column("keypoints", joints, 3)
+        visible = keypoints[..., 2] > 0
+        keypoints[..., 2] = column("keypoint_scores", joints)
+        calibrated = not any(person["keypoint_errors"] is None for person in people)
+        return Pose(
+            width=image["width"],
+            height=image["height"],
+            boxes=column("bbox", 4),
+            box_scores=column("bbox_score"),
+            scores=column("score"),
+            keypoints=keypoints,
+            visible=visible,
+            errors=column("keypoint_errors", joints) if calibrated else None,
+            names=tuple(category["keypoints"]),
+            skeleton=tuple((first, second) for first, second in category["skeleton"]),
+            coco=data,
+        )
     except (ValueError, KeyError, TypeError) as error:
-        raise NoAnswer(f"{_origin(response.url)} is no pose service: it answers with something else") from error
-    joints = len(category["keypoints"])
-    keypoints = np.array([person["keypoints"] for person in people], np.float64).reshape(-1, joints, 3)
-    visible = keypoints[..., 2] > 0
-    keypoints[..., 2] = np.array([person["keypoint_scores"] for person in people], np.float64).reshape(-1, joints)
-    calibrated = not any(person["keypoint_errors"] is None for person in people)
-    errors = (
-        np.array([person["keypoint_errors"] for person in people], np.float64).reshape(-1, joints) if calibrated else None
-    )
-    return Pose(
-        width=image["width"],
-        height=image["height"],
-        boxes=np.array([person["bbox"] for person in people], np.float64).reshape(-1, 4),
-        box_scores=np.array([person["bbox_score"] for person in people], np.float64),
-        scores=np.array([person["score"] for person in people], np.float64),
-        keypoints=keypoints,
-        visible=visible,
-        errors=errors,
-        names=tuple(category["keypoints"]),
-        skeleton=tuple((first, second) for first, second in category["skeleton"]),
-        coco=data,
-    )
+        raise _stranger(response) from error
 
 
 def _models_of(response: httpx.Response) -> list[dict[str, Any]]:
     try:
-        models: list[dict[str, Any]] = response.json()["models"]
+        return [{**model, "sha256": model["sha256"]} for model in response.json()["models"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise NoAnswer(f"{_origin(response.url)} is no pose service: it answers with something else") from error
-    return models
+        raise _stranger(response) from error
+
+
+def _stranger(response: httpx.Response) -> NoAnswer:
+    return NoAnswer(f"{_origin(response.url)} is no pose service: it answers with something else")

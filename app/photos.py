@@ -4,13 +4,15 @@ While it runs, each photo's answer is a line of OUT.part, so that a run that was
 """
 
 import asyncio
+import fcntl
+import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 import numpy as np
@@ -21,11 +23,10 @@ from app.vision import drawing, image
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 _DRAWN = {".jpg": ".jpg", ".jpeg": ".jpg", ".png": ".png"}
-# Problems of one photo; any other would meet all of them.
+# Problems of one photo; others would meet all of them.
 _OF_A_PHOTO = frozenset(
     (
         "body_too_large",
-        "deadline_exceeded",
         "image_too_large",
         "internal_error",
         "invalid_box",
@@ -34,10 +35,16 @@ _OF_A_PHOTO = frozenset(
         "too_many_boxes",
     )
 )
+_LATE = (502, 504)  # of a service or proxy that has too much to do
+_LATE_WAITS = (1, 5, 15, 30)  # seconds before a photo is asked for again that was late
 
 
-class _PhotoFault(Exception):
-    """One photo has no answer; the others have."""
+class PhotoFault(Exception):
+    """One photo has no answer; the others have. `passing`: it may have one the next time."""
+
+    def __init__(self, reason: str, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +59,16 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to do with which photos; `out` None is standard output."""
+    """What to do with which photos; `run` is what makes its answers differ from those of another run, and `out` None is
+    standard output."""
 
     photos: Sequence[Photo]
     options: Options
+    run: dict[str, str | None]
     out: Path | None
     form: str  # coco or results
     draw: Path | None
+    max_bytes: int  # of a photo
     max_pixels: int  # of a photo that is drawn on
 
 
@@ -67,9 +77,8 @@ def photos_of(paths: Sequence[Path], boxes: Path | None) -> list[Photo]:
     files: dict[str, Path] = {}
     for path in paths:
         for file, name in _files_of(path):
-            if name in files and files[name] != file:
+            if files.setdefault(name, file) != file:
                 raise click.UsageError(f"{files[name]} and {file} are both called {name}; name the folder that holds both.")
-            files[name] = file
     if boxes is None:
         return [Photo(file, name, number, None) for number, (name, file) in enumerate(files.items())]
     known = _known_boxes(boxes)
@@ -82,30 +91,61 @@ def photos_of(paths: Sequence[Path], boxes: Path | None) -> list[Photo]:
 def _files_of(path: Path) -> list[tuple[Path, str]]:
     if not path.is_dir():
         return [(path, path.name)]
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in _SUFFIXES and file.is_file()]
+
+    def stop(error: OSError) -> None:
+        raise click.UsageError(f"{error.filename}: {error.strerror}.")
+
+    files = [Path(folder) / name for folder, _, names in os.walk(path, onerror=stop) for name in names]
+    files = sorted(file for file in files if file.suffix.lower() in _SUFFIXES)
     if not files:
         raise click.UsageError(f"{path} holds no photos ({', '.join(sorted(_SUFFIXES))}).")
     return [(file, file.relative_to(path).as_posix()) for file in files]
 
 
 def _known_boxes(file: Path) -> dict[str, tuple[int, list[list[float]]]]:
-    """File name → id and boxes of each image of a COCO data set; crowds are nobody's boxes."""
+    """File name → id and boxes of each image of a COCO data set, but for those of crowds and of other things than people."""
     try:
         data = orjson.loads(file.read_bytes())
-        known: dict[int, tuple[str, list[list[float]]]] = {each["id"]: (each["file_name"], []) for each in data["images"]}
-        for person in data["annotations"]:
-            if not person.get("iscrowd", 0):
-                known[person["image_id"]][1].append(person["bbox"])
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        names = {each["id"]: each["file_name"] for each in data["images"]}
+        people = {each["id"] for each in data.get("categories", ()) if each["name"] == "person"}
+        boxes: dict[int, list[list[float]]] = {id_: [] for id_ in names}
+        for number, each in enumerate(data["annotations"]):
+            if each.get("iscrowd", 0) or (people and each["category_id"] not in people):
+                continue
+            box = each["bbox"]
+            if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+                raise click.UsageError(f"{file}: annotations.{number}.bbox is {box}; a box is x, y, width, height.")
+            boxes[each["image_id"]].append(box)
+        known = {name: (id_, boxes[id_]) for id_, name in names.items()}
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         wish = "a COCO data set: images with id and file_name, annotations with image_id and bbox"
         raise click.UsageError(f"{file} is not {wish} ({type(error).__name__}: {error}).") from error
-    return {name: (id_, boxes) for id_, (name, boxes) in known.items()}
+    if len(known) < len(data["images"]):
+        raise click.UsageError(f"{file}: two of its images have the same id or file_name.")
+    return known
 
 
-async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Callable[[int], Any]) -> int:
-    """Do the task, `at_once` photos at a time; how many photos failed. Raises PoseError and OSError where all would."""
-    answers: dict[Path, bytes] = {}
-    faults: dict[Path, str] = {}
+def check_outputs(task: Task, read: Sequence[Path]) -> None:
+    """Raise UsageError where what is written would take the place of what is read, the photos and `read`, or of what is also
+    written."""
+    inputs = {file.resolve() for file in (*(photo.file for photo in task.photos), *read)}
+    if task.out is not None:
+        if task.out.resolve() in inputs:
+            raise click.UsageError(f"--out {task.out} is one of the files that are read.")
+        if task.out.exists() and not task.out.is_file():
+            raise click.UsageError(f"--out {task.out} is there, and is no regular file.")
+    if task.draw is not None:
+        if any(folder in (task.draw.resolve(), *task.draw.resolve().parents) for folder in inputs):
+            raise click.UsageError(f"--draw {task.draw} lies in a folder that is read.")
+        drawn = [_drawn_file(photo, task.draw).resolve() for photo in task.photos]
+        if len(set(drawn)) < len(drawn) or inputs & set(drawn):
+            raise click.UsageError(f"--draw {task.draw}: drawn photos would take the place of others; name another folder.")
+
+
+async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Callable[[int], Any]) -> list[str]:
+    """Do the task, `at_once` photos at a time; a line for each that failed. Raises PoseError and OSError where all would."""
+    answers: dict[Path, bytes] = {}  # as lines of OUT.part
+    faults: dict[Path, PhotoFault] = {}
     part = None if task.out is None else _part(task, task.out, answers)
     done = len(answers)
     tick(done)
@@ -115,28 +155,23 @@ async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Calla
         for photo in waiting:
             try:
                 answers[photo.file] = await _answer(photo, task, client)
-            except _PhotoFault as fault:
-                faults[photo.file] = str(fault)
+            except PhotoFault as fault:
+                faults[photo.file] = fault
             else:
                 if part is not None:
-                    line = orjson.dumps({"photo": str(photo.file), "coco": orjson.Fragment(answers[photo.file])})
-                    part.write(line + b"\n")
+                    part.write(answers[photo.file])
             tick(1)
 
     try:
         await _until_one_fails([asyncio.ensure_future(work()) for _ in range(at_once)])
+        _write(task, answers)
     except BaseException:
         if part is not None and len(answers) > done:
             click.echo(f"\n{len(answers)} photos are done; the same command goes on from there.", err=True)
         raise
-    finally:
-        if part is not None:
-            part.close()
-    _write(task, answers)
-    told = [f"{photo.file}: {faults[photo.file]}" for photo in task.photos if photo.file in faults]
-    if told:
-        click.echo("\n".join([f"\n{len(told)} of {len(task.photos)} photos failed:", *told]), err=True)
-    return len(told)
+    if part is not None:
+        _close(part, kept=any(fault.passing for fault in faults.values()))
+    return [f"{photo.file}: {faults[photo.file]}" for photo in task.photos if photo.file in faults]
 
 
 async def _until_one_fails(workers: Sequence[asyncio.Future[None]]) -> None:
@@ -150,23 +185,47 @@ async def _until_one_fails(workers: Sequence[asyncio.Future[None]]) -> None:
 
 
 async def _answer(photo: Photo, task: Task, client: AsyncPoseClient) -> bytes:
-    """The data set of one photo, which is drawn if it is to be. Raises _PhotoFault where the photo is at fault."""
+    """A line of OUT.part with the data set of one photo, which is drawn if it is to be. Raises PhotoFault."""
     try:
-        data = await asyncio.to_thread(photo.file.read_bytes)
-        pose = await client.estimate(data, photo.boxes, **task.options)
+        identity = _identity(photo.file)
+        data = await asyncio.to_thread(_content, photo, task.max_bytes)
+        pose = await _asked(photo, data, task, client)
         if task.draw is not None:
             drawn = await asyncio.to_thread(_drawn, photo, data, pose, task.max_pixels)
     except (OSError, image.ImageTooLarge) as error:
-        raise _PhotoFault(str(error)) from error
-    except Refused as error:
-        if error.code not in _OF_A_PHOTO:
-            raise
-        raise _PhotoFault(str(error)) from error
+        raise PhotoFault(getattr(error, "strerror", None) or str(error)) from error
     if task.draw is not None:
-        file = task.draw / (photo.name if photo.file.suffix.lower() in _DRAWN else f"{photo.name}.jpg")
+        file = _drawn_file(photo, task.draw)
         await asyncio.to_thread(file.parent.mkdir, parents=True, exist_ok=True)
-        await asyncio.to_thread(file.write_bytes, drawn)
-    return orjson.dumps(pose.coco)
+        await asyncio.to_thread(_write_whole, file, [drawn])
+    return orjson.dumps({"photo": identity, "coco": pose.coco}) + b"\n"
+
+
+async def _asked(photo: Photo, data: bytes, task: Task, client: AsyncPoseClient) -> Pose:
+    for wait in (*_LATE_WAITS, None):
+        try:
+            return await client.estimate(data, photo.boxes, **task.options)
+        except Refused as error:
+            late = error.status in _LATE
+            if late and wait is not None:
+                await asyncio.sleep(wait)
+            elif late or error.status == 413 or error.code in _OF_A_PHOTO:
+                raise PhotoFault(str(error), passing=late) from error
+            else:
+                raise
+    raise AssertionError
+
+
+def _content(photo: Photo, most: int) -> bytes:
+    try:
+        photo.name.encode()
+    except UnicodeEncodeError as error:
+        raise PhotoFault("its name is no UTF-8, in which COCO's files are") from error
+    if photo.file.exists() and not photo.file.is_file():
+        raise PhotoFault("it is no regular file")
+    if (size := photo.file.stat().st_size) > most:
+        raise PhotoFault(f"it has {size:,} bytes; at most {most:,} are taken (POSE_MAX_BODY_BYTES)")
+    return photo.file.read_bytes()
 
 
 def _drawn(photo: Photo, data: bytes, pose: Pose, max_pixels: int) -> bytes:
@@ -177,54 +236,81 @@ def _drawn(photo: Photo, data: bytes, pose: Pose, max_pixels: int) -> bytes:
     return drawing.encode(picture, _DRAWN.get(photo.file.suffix.lower(), ".jpg"))
 
 
+def _drawn_file(photo: Photo, folder: Path) -> Path:
+    return folder / (photo.name if photo.file.suffix.lower() in _DRAWN else f"{photo.name}.jpg")
+
+
 def _part(task: Task, out: Path, answers: dict[Path, bytes]) -> FileIO:
     """OUT.part, to write further answers to; those that an interrupted run has left there are put into `answers`."""
-    boxed = any(photo.boxes is not None for photo in task.photos)
-    head = orjson.dumps({"options": task.options, "boxes": boxed, "draw": None if task.draw is None else str(task.draw)})
-    file = _part_of(out)
-    part = FileIO(file, "a+")
+    file = out.with_name(f"{out.name}.part")
+    head = orjson.dumps({"options": task.options, "run": task.run}) + b"\n"
+    part = FileIO(str(file), "a+")
+    try:
+        fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise click.UsageError(f"{file}: another run is writing it.") from error
     part.seek(0)
     found = part.read()
-    part.truncate(found.rfind(b"\n") + 1)  # the last line may have broken off
-    before, *lines = found.split(b"\n")[:-1] or [b""]
-    if before not in (b"", head):
+    if found and not found.startswith(head):
         raise click.UsageError(f"{file} is of a run with other options: start that one again, or delete the file.")
-    if not before:
-        part.write(head + b"\n")
-    wanted = {str(photo.file): photo.file for photo in task.photos}
-    for line in lines:
-        told = orjson.loads(line)
-        if told["photo"] in wanted:
-            answers[wanted[told["photo"]]] = orjson.dumps(told["coco"])
+    part.truncate(found.rfind(b"\n") + 1)  # the last line may have broken off
+    if not found:
+        part.write(head)
+    wanted = {orjson.dumps(_identity(photo.file)): photo.file for photo in task.photos if photo.file.exists()}
+    for number, line in enumerate(found.split(b"\n")[1:-1], 2):
+        try:
+            photo = wanted.get(orjson.dumps(orjson.loads(line)["photo"]))
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise click.UsageError(f"{file}: line {number} is damaged; delete it or the file.") from error
+        if photo is not None:
+            answers[photo] = line
     return part
 
 
-def _part_of(out: Path) -> Path:
-    return out.with_name(f"{out.name}.part")
+def _close(part: FileIO, kept: bool) -> None:
+    if not kept:
+        Path(os.fsdecode(part.name)).unlink()
+    part.close()
+
+
+def _identity(file: Path) -> list[str | int]:
+    """What is another of a photo that is another or was changed."""
+    told = file.stat()
+    return [os.fsencode(file.absolute()).hex(), told.st_size, told.st_mtime_ns]
 
 
 def _write(task: Task, answers: Mapping[Path, bytes]) -> None:
-    """All answers as one COCO data set or list of results; a file is there whole or not at all."""
-    data: dict[str, Any] = {"info": {}, "images": [], "categories": [], "annotations": []}
-    for photo in task.photos:
-        if photo.file not in answers:
-            continue
-        answer = orjson.loads(answers[photo.file])
-        data["info"], data["categories"] = answer["info"], answer["categories"]
-        data["images"].append(answer["images"][0] | {"id": photo.id, "file_name": photo.name})
-        for person in answer["annotations"]:
-            data["annotations"].append(person | {"id": len(data["annotations"]) + 1, "image_id": photo.id})
-    content = orjson.dumps(data if task.form == "coco" else [_result(person) for person in data["annotations"]]) + b"\n"
+    """All answers as one COCO data set or list of results."""
+    pieces = _pieces(task, answers)
     if task.out is None:
-        sys.stdout.buffer.write(content)
-        return
-    half = task.out.with_name(f"{task.out.name}.tmp")
-    with half.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(task.out)
-    _part_of(task.out).unlink()
+        sys.stdout.buffer.writelines(pieces)
+    else:
+        _write_whole(task.out, pieces)
+
+
+def _pieces(task: Task, answers: Mapping[Path, bytes]) -> Iterator[bytes]:
+    """The text of the answer, a photo at a time: all of them as objects would take a gigabyte for some ten thousand."""
+    photos = [photo for photo in task.photos if photo.file in answers]
+    head: dict[str, Any] = {"info": {}, "categories": []}
+    if photos:
+        head |= {name: value for name, value in _data_set(answers[photos[0].file]).items() if name in head}
+    if task.form == "coco":
+        images = [_data_set(answers[p.file])["images"][0] | {"id": p.id, "file_name": p.name} for p in photos]
+        yield orjson.dumps(head | {"images": images})[:-1] + b',"annotations":['
+    else:
+        yield b"["
+    count = 0
+    for photo in photos:
+        for person in _data_set(answers[photo.file])["annotations"]:
+            count += 1
+            told = person | {"id": count, "image_id": photo.id}
+            yield (b"," if count > 1 else b"") + orjson.dumps(told if task.form == "coco" else _result(told))
+    yield b"]}\n" if task.form == "coco" else b"]\n"
+
+
+def _data_set(line: bytes) -> dict[str, Any]:
+    content: dict[str, Any] = orjson.loads(line)["coco"]
+    return content
 
 
 def _result(person: dict[str, Any]) -> dict[str, Any]:
@@ -233,3 +319,27 @@ def _result(person: dict[str, Any]) -> dict[str, Any]:
     keypoints[2::3] = person["keypoint_scores"]
     kept = {name: person[name] for name in ("image_id", "category_id", "score", "bbox")}
     return kept | {"keypoints": keypoints}
+
+
+def _write_whole(file: Path, pieces: Sequence[bytes] | Iterator[bytes]) -> None:
+    """Write a file that is there whole or not at all; a link's target is written. Raises OSError that names it."""
+    place = file.resolve()
+    half = place.with_name(f"{place.name}.tmp")
+    try:
+        with half.open("wb") as opened:
+            _write_through(opened, pieces)
+        half.replace(place)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def _write_through(file: BinaryIO, pieces: Sequence[bytes] | Iterator[bytes]) -> None:
+    file.writelines(pieces)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sha256_of(file: Path | None) -> str | None:
+    """Of a file's content, None without one."""
+    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +10,52 @@ import click
 import cv2
 import numpy as np
 import numpy.typing as npt
+from starlette.datastructures import QueryParams
 
-from app.api import schemas
+from app.api.bodies import read_stream_options
 from app.api.formats import coco_frame
 from app.api.pose import threshold_of
-from app.api.problems import problem_of
-from app.api.stream import check_ready, frame_task
+from app.api.problems import Problem, problem_of
+from app.api.stream import frame_task
 from app.inference.follower import Followed, Follower
 from app.inference.model_store import ModelDescription
-from app.inference.pipeline import ModelNotFound, NoDetector, Pipeline
+from app.inference.pipeline import ModelNotFound, PictureError, Pipeline
 from app.settings import Settings
 from app.telemetry.metrics import STAGES, Metrics
 from app.vision import drawing
 
 UInt8 = npt.NDArray[np.uint8]
 
-_CODECS = {".mp4": "mp4v", ".webm": "VP80"}
 _USUAL_RATE = 30.0  # frames a second, of a video that does not say
 
 
-@dataclass(frozen=True, slots=True)
 class Frames:
-    """The frames of a video, how many there are if it says so (else 0), and how many a second."""
+    """The frames of a video: how many there are by its own account (0: it does not say), how many a second, and how many were
+    read."""
 
-    capture: cv2.VideoCapture
-    count: int
-    rate: float
+    def __init__(self, file: Path, capture: cv2.VideoCapture) -> None:
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        self.file = file
+        self.count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.rate = rate if 0 < rate < 1000 else _USUAL_RATE
+        self.size = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        self.read = 0
+        self._capture = capture
 
-    def __iter__(self) -> Iterator[UInt8]:
-        while (read := self.capture.read())[0]:
-            yield read[1].astype(np.uint8, copy=False)
+    def __iter__(self) -> Iterator[tuple[float, UInt8]]:
+        """The seconds and pixels of each frame; damaged ones are passed over."""
+        seconds = -1.0
+        tried = 0
+        while True:
+            whole, frame = self._capture.read()
+            tried += 1
+            if whole:
+                told = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                seconds = told if told > seconds else seconds + 1 / self.rate
+                self.read += 1
+                yield seconds, frame.astype(np.uint8, copy=False)
+            elif tried >= self.count:
+                return
 
 
 @contextmanager
@@ -50,10 +65,27 @@ def frames_of(file: Path) -> Iterator[Frames]:
     try:
         if not capture.isOpened():
             raise click.UsageError(f"{file} is no video that can be read.")
-        rate = capture.get(cv2.CAP_PROP_FPS)
-        yield Frames(capture, max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))), rate if 0 < rate < 1000 else _USUAL_RATE)
+        yield Frames(file, capture)
     finally:
         capture.release()
+
+
+def told_missing(frames: Frames) -> int:
+    """1, once it is told, where more of the frames could not be read than a video may be wrong about how many it has."""
+    missing = frames.count - frames.read
+    if frames.read and missing <= max(2, frames.count / 100):
+        return 0
+    click.echo(f"{frames.file}: {missing} of {frames.count} frames could not be read.", err=True)
+    return 1
+
+
+def check_outputs(video: Path, out: Path | None, draw: Path | None) -> None:
+    """Raise UsageError where what is written would take the place of what is read, or of what is also written."""
+    if draw is not None and draw.suffix.lower() != ".mp4":
+        raise click.UsageError(f"--draw {draw}: the video is written as .mp4.")
+    written = [file.resolve() for file in (out, draw) if file is not None]
+    if len({video.resolve(), *written}) < 1 + len(written):
+        raise click.UsageError("VIDEO, --out and --draw must be different files.")
 
 
 async def track(
@@ -65,28 +97,35 @@ async def track(
     tick: Callable[[int], Any],
 ) -> None:
     """Follow the people of the frames and write them to `out`, and into a video `draw`; to standard output without both."""
-    options = schemas.Options(**given)
     pipeline = Pipeline(settings, Metrics())
+    if pipeline.detector is None:
+        raise click.UsageError("There is no detector, which finds the people: POSE_DETECTOR names it.")
+    try:
+        options = read_stream_options(QueryParams({name: str(value) for name, value in given.items()}), settings)
+        model = pipeline.find(options.model).description
+    except (Problem, ModelNotFound) as error:
+        raise click.UsageError(problem_of(error).detail.removeprefix("query.")) from error
+    threshold = threshold_of(options, model)
+    follower = Follower(pipeline)
     await pipeline.start()
     try:
-        check_ready(pipeline, options)
-    except (ModelNotFound, NoDetector) as error:
-        raise click.UsageError(problem_of(error).detail) from error
-    model = pipeline.find(options.model).description
-    follower = Follower(pipeline)
-    with ExitStack() as opened:
-        lines = opened.enter_context(out.open("wb")) if out else None if draw else sys.stdout.buffer
-        film = opened.enter_context(_film(draw, frames)) if draw else None
-        for number, frame in enumerate(frames):
-            task = frame_task(drawing.encode(frame, ".bmp"), options, settings)
-            followed = await follower.follow(task, number / frames.rate)
-            if lines:
-                lines.write(_line(number, followed, model, threshold_of(options, model)))
-            if film:
-                _draw(frame, followed, model, threshold_of(options, model))
-                film.write(frame)
-            tick(1)
-    await pipeline.stop()
+        with ExitStack() as opened:
+            film = opened.enter_context(_film(draw, frames)) if draw else None
+            lines = opened.enter_context(out.open("wb")) if out else None if draw else sys.stdout.buffer
+            for number, (seconds, frame) in enumerate(frames):
+                try:
+                    task = frame_task(drawing.encode(frame, ".bmp"), options, settings)
+                    followed = await follower.follow(task, seconds)
+                except PictureError as error:
+                    raise click.ClickException(f"{frames.file}: {problem_of(error).detail}") from error
+                if lines:
+                    lines.write(_line(number, followed, model, threshold))
+                if film:
+                    _draw(frame, followed, model, threshold)
+                    film.write(frame)
+                tick(1)
+    finally:
+        await pipeline.stop()
 
 
 def _line(number: int, followed: Followed, model: ModelDescription, threshold: float) -> bytes:
@@ -102,15 +141,19 @@ def _draw(frame: UInt8, followed: Followed, model: ModelDescription, threshold: 
 
 @contextmanager
 def _film(file: Path, frames: Frames) -> Iterator[cv2.VideoWriter]:
-    """A video to write, as large and as fast as the frames."""
-    if file.suffix.lower() not in _CODECS:
-        raise click.UsageError(f"{file} cannot be written; a video is one of {', '.join(_CODECS)}.")
-    codec = cv2.VideoWriter.fourcc(*_CODECS[file.suffix.lower()])
-    size = int(frames.capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(frames.capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-    film = cv2.VideoWriter(str(file), codec, frames.rate, size)
+    """A video to write, as large and as fast as the frames; the file is there once it is whole."""
+    half = file.with_name(f"{file.stem}.tmp.mp4")
+    rate = round(frames.rate, 3 if frames.rate < 65 else 2)  # MPEG-4 has 16 bits for its denominator
+    film = cv2.VideoWriter(str(half), cv2.VideoWriter.fourcc(*"mp4v"), rate, frames.size)
+    if not film.isOpened():
+        raise click.UsageError(f"{file} cannot be written.")
     try:
-        if not film.isOpened():
-            raise click.UsageError(f"{file} cannot be written.")
         yield film
+        film.release()
+        with frames_of(half) as drawn:  # the writer does not tell of a full disk
+            if drawn.count != frames.read:
+                raise click.ClickException(f"{file}: only {drawn.count} of {frames.read} frames could be written.")
+        half.replace(file)
     finally:
         film.release()
+        half.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """`lpn` as a user calls it: what it writes, what it tells, its exit codes, and that an interrupted run goes on."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -36,7 +38,8 @@ def lpn(tmp_path):
 
 
 def environment_of(**more):
-    return {name: value for name, value in os.environ.items() if name[:5] != "POSE_"} | {"PYTHONPATH": str(ROOT)} | more
+    kept = {name: value for name, value in os.environ.items() if name[:5] != "POSE_"}
+    return kept | {"PYTHONPATH": str(ROOT)} | {name: str(value) for name, value in more.items()}
 
 
 @pytest.fixture
@@ -135,10 +138,11 @@ def test_predict_leaves_a_bad_photo_out_and_says_so(lpn, server, photos):
     assert told[1].startswith(f"{photos / 'broken.jpg'}: ")
 
 
-def test_predict_goes_on_where_it_was_interrupted(lpn, service, server, photos, tmp_path):
+@pytest.mark.parametrize("own", [True, False], ids=["by itself", "by a server"])
+def test_predict_goes_on_where_it_was_interrupted(lpn, server, photos, tmp_path, own):
     for number in range(60):
         shutil.copy(photos / "t_pose_cc0.jpg", photos / f"{number:03}.jpg")
-    command = ["predict", "photos", "--out", "people.json", *server]
+    command = ["predict", "photos", "--out", "people.json", *([] if own else server)]
     begun = subprocess.Popen(
         [sys.executable, "-m", "app.cli", *command], cwd=tmp_path, env=environment_of(), stderr=subprocess.PIPE, text=True
     )
@@ -148,17 +152,19 @@ def test_predict_goes_on_where_it_was_interrupted(lpn, service, server, photos, 
         assert time.monotonic() < until
         time.sleep(0.01)
     begun.send_signal(signal.SIGINT)
+    stopped = time.monotonic()
     assert "photos are done; the same command goes on from there." in begun.communicate(timeout=60)[1]
     assert begun.returncode == 1
-    done = part.read_bytes().count(b"\n") - 1
-    assert 5 <= done < 62
+    assert time.monotonic() - stopped < 10
+    done = part.read_bytes().splitlines()[1:]
+    assert 5 <= len(done) < 40
     with part.open("ab") as file:
         file.write(b'{"photo": "photos/059')  # as a power cut leaves it
 
     assert lpn(*command, "--flip-test")[0] == 2  # not the same run
-    before = service.metric("pose_images_total")
+    part.write_bytes(part.read_bytes().replace(b'"bbox_score":', b'"kept":true,"bbox_score":'))
+    os.utime(photos / "000.jpg")  # one that was changed since is looked at again
     assert lpn(*command)[0] == 0
-    assert service.metric("pose_images_total") - before == 62 - done
     data = json.loads((tmp_path / "people.json").read_text())
     assert [image["file_name"] for image in data["images"][:60]] == [f"{number:03}.jpg" for number in range(60)]
     assert len(data["images"]) == 62
@@ -166,7 +172,58 @@ def test_predict_goes_on_where_it_was_interrupted(lpn, service, server, photos, 
     for person in data["annotations"]:
         people[person["image_id"]].append(person["keypoints"])
     assert all(people[number] == people[0] for number in range(61))
+    kept = {person["image_id"] for person in data["annotations"] if "kept" in person}
+    assert len(kept) == sum(photo_of(line).name != "000.jpg" for line in done)
     assert not part.exists()
+
+
+def photo_of(line):
+    """The photo of a line of OUT.part."""
+    return Path(os.fsdecode(bytes.fromhex(json.loads(line)["photo"][0])))
+
+
+def test_predict_does_not_write_on_what_it_reads(lpn, photos, boxes):
+    before = {file: file.read_bytes() for file in (*photos.rglob("*.jpg"), boxes)}
+    for arguments, told in (
+        (["--draw", photos], "lies in a folder that is read"),
+        (["--draw", photos / "drawn"], "lies in a folder that is read"),
+        (["--out", photos / "t_pose_cc0.jpg"], "is one of the files that are read"),
+        (["--boxes", boxes, "--out", boxes], "is one of the files that are read"),
+        (["--out", "/dev/full"], "is no regular file"),
+    ):
+        code, _, err = lpn("predict", photos, *arguments)
+        assert code == 2
+        assert told in " ".join(err.split())
+    shutil.copy(photos / "t_pose_cc0.jpg", photos / "a.bmp.jpg")
+    shutil.copy(photos / "t_pose_cc0.jpg", photos / "a.bmp")
+    assert "would take the place of others" in " ".join(lpn("predict", photos, "--draw", "drawn")[2].split())
+    assert before == {file: file.read_bytes() for file in before}
+
+
+def test_predict_takes_one_run_at_a_time(lpn, server, photos, tmp_path):
+    with (tmp_path / "people.json.part").open("ab") as part:
+        fcntl.flock(part, fcntl.LOCK_EX)
+        code, _, err = lpn("predict", photos, "--out", "people.json", *server)
+    assert code == 2
+    assert "another run is writing it" in " ".join(err.split())
+
+
+def test_predict_tells_of_every_kind_of_photo_that_it_cannot_take(lpn, photos):
+    shutil.copy(photos / "t_pose_cc0.jpg", photos / "caf\udce9.jpg")
+    (photos / "gone.jpg").symlink_to("nowhere")
+    os.mkfifo(photos / "pipe.jpg")
+    with (photos / "large.tif").open("wb") as file:
+        file.truncate(2**30)
+    code, out, err = lpn("predict", photos)
+    assert code == 1
+    assert len(json.loads(out)["images"]) == 2
+    assert err.splitlines()[0] == "4 of 6 photos failed:"
+    for reason in ("no UTF-8", "gone.jpg: No such file", "no regular file", "POSE_MAX_BODY_BYTES"):
+        assert reason in err
+
+
+def test_predict_waits_for_a_long_warm_up(lpn, photos):
+    assert lpn("predict", photos, POSE_MAX_BATCH_CROPS=24)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -176,6 +233,13 @@ def test_predict_goes_on_where_it_was_interrupted(lpn, service, server, photos, 
         ("no JSON", "is not a COCO data set"),
         ('{"images": [{"id": 1}], "annotations": []}', "KeyError: 'file_name'"),
         ('{"images": [], "annotations": []}', "has no image called t_pose_cc0.jpg; 2 of 2 are missing"),
+        ('{"images": [], "annotations": [1]}', "AttributeError"),
+        ('{"images": [{"id": 1, "file_name": ["a"]}], "annotations": []}', "TypeError"),
+        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "bbox": [1, 2]}]}', "annotations.0.bbox"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}], "annotations": []}',
+            "the same id or file_name",
+        ),
     ],
 )
 def test_predict_wants_boxes_of_these_photos(lpn, photos, tmp_path, content, told):
@@ -245,8 +309,11 @@ def test_track_writes_to_standard_output(lpn, video):
     ("arguments", "told"),
     [
         ([ROOT / "README.md"], "README.md is no video that can be read."),
-        (["VIDEO", "--draw", "drawn.gif"], "drawn.gif cannot be written; a video is one of .mp4, .webm."),
+        (["VIDEO", "--draw", "drawn.gif"], "--draw drawn.gif: the video is written as .mp4."),
         (["VIDEO", "--draw", "missing/drawn.mp4"], "missing/drawn.mp4 cannot be written."),
+        (["VIDEO", "--draw", "VIDEO"], "VIDEO, --out and --draw must be different files."),
+        (["VIDEO", "--out", "VIDEO"], "VIDEO, --out and --draw must be different files."),
+        (["VIDEO", "--max-people", 1000], "max_people is 1000; at most 100 is taken."),
         (["VIDEO", "--model", "vgg"], "There is no model 'vgg'"),
         (["missing.mp4"], "'missing.mp4' does not exist."),
     ],
@@ -255,6 +322,30 @@ def test_track_tells_what_it_cannot_do(lpn, video, arguments, told):
     code, out, err = lpn("track", *[video if argument == "VIDEO" else argument for argument in arguments])
     assert (code, out) == (2, "")
     assert told in " ".join(err.split())
+
+
+def test_track_goes_on_past_damaged_frames_and_tells_how_many(lpn, video, tmp_path):
+    content = bytearray(video.read_bytes())
+    content[len(content) // 3 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 3)
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    code, out, err = lpn("track", "damaged.mp4")
+    read = len(out.splitlines())
+    assert code == 1
+    assert 5 < read < 18
+    assert err == f"damaged.mp4: {20 - read} of 20 frames could not be read.\n"
+
+
+def test_track_tells_of_frames_that_are_too_large(lpn, video):
+    code, _, err = lpn("track", video, POSE_MAX_IMAGE_PIXELS=1000)
+    assert code == 1
+    assert "1000 × 800 = 800,000 pixels; at most 1,000" in err
+
+
+def test_track_leaves_no_half_film_where_the_disk_is_full(video, tmp_path):
+    limited = f"ulimit -f 40; exec {sys.executable} -P -m app.cli track {video} --draw drawn.mp4"
+    ran = subprocess.run(["bash", "-c", limited], cwd=tmp_path, env=environment_of(), capture_output=True, text=True)
+    assert ran.returncode != 0
+    assert not (tmp_path / "drawn.mp4").exists()
 
 
 def test_models(lpn, service):

@@ -1,6 +1,7 @@
 """The client: what it gives of a real service's answers, what it asks again, and what it raises."""
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -41,7 +42,9 @@ def test_the_people_of_a_photo(pose_client, service, two_women):
 
 
 def test_a_path_bytes_and_pixels_are_pictures(pose_client):
-    of_bytes, of_path = (pose_client.estimate(picture, TWO_WOMEN_BOXES) for picture in (PHOTO.read_bytes(), str(PHOTO)))
+    of_bytes, of_path = (
+        pose_client.estimate(picture, TWO_WOMEN_BOXES) for picture in (bytearray(PHOTO.read_bytes()), str(PHOTO))
+    )
     assert of_bytes.coco == of_path.coco
     pixels = cv2.imread(str(PHOTO))
     of_pixels, of_png = (
@@ -57,6 +60,18 @@ def test_a_path_bytes_and_pixels_are_pictures(pose_client):
 @pytest.mark.parametrize("boxes", [TWO_WOMEN_BOXES, np.array(TWO_WOMEN_BOXES, np.float32)])
 def test_boxes_are_the_people(pose_client, boxes):
     np.testing.assert_array_equal(pose_client.estimate(PHOTO, boxes).boxes, TWO_WOMEN_BOXES)
+
+
+def test_hundreds_of_boxes(start_service):
+    boxes = np.tile(TWO_WOMEN_BOXES, (400, 1)) + np.linspace(0, 50, 800)[:, None] * [1, 1, 0, 0]
+    with PoseClient(str(start_service(max_boxes=1000, queue_crops=1000, timeout_ms=60_000).client.base_url)) as client:
+        assert client.estimate(PHOTO, boxes).keypoints.shape == (800, 17, 3)
+
+
+@pytest.mark.parametrize("boxes", [[1, 2, 3, 4], [[1, 2, 3]], [[[1, 2, 3, 4]]]])
+def test_boxes_of_another_form(pose_client, boxes):
+    with pytest.raises(ValueError, match=r"boxes are \[N, 4\], x, y, width, height of each; these are"):
+        pose_client.estimate(PHOTO, boxes)
 
 
 def test_options_reach_the_service(pose_client):
@@ -94,6 +109,8 @@ def test_a_key(start_service):
     assert refused.value.code == "unauthorized"
     with PoseClient(url, key="sesame") as known:
         assert len(known.estimate(NOBODY).scores) == 0
+    with pytest.raises(ValueError, match="the key holds characters"):
+        PoseClient(url, key="sesame\r")
 
 
 def test_a_service_that_warms_up_is_waited_for(start_service):
@@ -149,18 +166,38 @@ def test_a_broken_connection_is_asked_again(error):
     assert len(asked) == 3
 
 
-@pytest.mark.parametrize(("error", "times"), [(httpx.ReadTimeout("slow"), 1), (httpx.ConnectError("refused"), 4)])
+@pytest.mark.parametrize(
+    ("error", "times"), [(httpx.ReadTimeout("slow"), 1), (httpx.DecodingError("gzip"), 1), (httpx.ConnectError("refused"), 3)]
+)
 def test_who_does_not_answer_is_not_asked_for_ever(error, times):
     transport, asked = broken(error, 100)
     with (
-        PoseClient(transport=transport) as client,
+        PoseClient(transport=transport, retries=2) as client,
         pytest.raises(NoAnswer, match=f"http://localhost:8000 gives no answer: {error}"),
     ):
         client.estimate(NOBODY)
     assert len(asked) == times
 
 
-@pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b'{"images": [1, 2]}'])
+@pytest.mark.parametrize("content", [b"{", b'{"title": "Bad Gateway"}', b"[]", b'{"type": 7, "detail": "x"}'])
+def test_a_problem_of_something_before_the_service(content):
+    headers = {"Content-Type": "application/problem+json"}
+    transport = httpx.MockTransport(lambda _: httpx.Response(502, content=content, headers=headers))
+    with PoseClient(transport=transport) as client, pytest.raises(Refused, match="answers 502 Bad Gateway") as refused:
+        client.estimate(NOBODY)
+    assert refused.value.code == ""
+
+
+@pytest.mark.parametrize(("named", "least"), [("0", 0), ("1", 1), ("Wed, 21 Oct 2026 07:28:00 GMT", 0), ("later", 0)])
+def test_the_wait_that_is_named_is_waited(named, least):
+    answers = [httpx.Response(429, headers={"Retry-After": named}), httpx.Response(404)]
+    started = time.monotonic()
+    with PoseClient(transport=httpx.MockTransport(lambda _: answers.pop(0))) as client, pytest.raises(Refused, match="404"):
+        client.estimate(NOBODY)
+    assert least <= time.monotonic() - started < least + 1
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b'{"images": [1, 2]}', b'{"models": [{}]}'])
 def test_an_answer_of_another_service(content):
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=content))
     with PoseClient(transport=transport) as client:
