@@ -114,8 +114,8 @@ def measured(run: Run) -> dict[str, Accuracy]:
     """
     sets = dev_sets(run.data)
     measured_by = hashlib.sha256(repr(OURS).encode())
-    for annotations in sets.values():
-        measured_by.update(annotations.read_bytes())
+    for content in (run.place.folder / "weights.pth", *sets.values()):
+        measured_by.update(content.read_bytes())
     file = run.place.folder / f"accuracy-{measured_by.hexdigest()[:12]}.json"
     if not file.exists():
         model = read_lpn(run.place.folder / "weights.pth", run.config.depth, run.config.attention).to(run.device).eval()
@@ -153,10 +153,19 @@ def _claim(file: Path, config: Config, start: str | None) -> None:
     Raises DataError where something else is there: its results are another run's.
     """
     hashes = {"start": start} | ({"teacher": _hash(config.distillation.weights)} if config.distillation else {})
-    written = json.dumps(hashes | {"config": config.model_dump(mode="json")}, indent=1)
-    if file.exists() and file.read_text() != written:
+    if file.exists() and not _is_of(json.loads(file.read_text()), hashes, config):
         raise DataError(f"{file} is of another config or start; give another --out or remove {file.parent}")
-    write_whole(file, written)
+    write_whole(file, json.dumps(hashes | {"config": config.model_dump(mode="json")}, indent=1))
+
+
+def _is_of(written: dict[str, Any], hashes: dict[str, str | None], config: Config) -> bool:
+    """Whether it was written for the same; keys that configs have got since then have their defaults in it."""
+    try:
+        return {name: written[name] for name in written if name != "config"} == hashes and config == Config.model_validate(
+            written["config"]
+        )
+    except ValidationError:
+        return False
 
 
 def _hash(file: Path) -> str:

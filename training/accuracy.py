@@ -130,5 +130,5 @@ def record(model_file: Path, rows: dict[str, dict[str, float]]) -> None:
     sections = [text.split("[accuracy", 1)[0].rstrip()]
     for name, figures in (tomllib.loads(text).get("accuracy", {}) | rows).items():
         lines = [f"{key} = {round(value, 4)}" for key, value in figures.items() if value >= 0]
-        sections.append("\n".join([f"[accuracy.{json.dumps(name)}]", *lines]))
+        sections.append("\n".join([f"[accuracy.{json.dumps(name, ensure_ascii=False)}]", *lines]))
     write_whole(model_file, "\n\n".join(sections) + "\n")

@@ -59,13 +59,13 @@ class Stage(BaseModel):
     height: int = Field(gt=0, multiple_of=64)  # ¾ of it, the width, must be a multiple of 16
     crops: int = Field(ge=1)
     batch: int = Field(ge=1)
-    learning_rate: float
+    learning_rate: float = Field(ge=0, allow_inf_nan=False)
     sets: Shares | None = None  # instead of the config's
     ending: Ending | None = None
-    sigma: float  # of the target Gaussians, in heatmap cells
-    warm_up: int = 200  # steps
-    average: float = 0.998  # of the weights, a step
-    placement: float = 1.0  # weight of the placement loss beside the squared error
+    sigma: float = Field(gt=0, allow_inf_nan=False)  # of the target Gaussians, in heatmap cells
+    warm_up: int = Field(200, ge=0)  # steps
+    average: float = Field(0.998, ge=0, lt=1)  # of the weights, a step
+    placement: float = Field(1.0, ge=0, allow_inf_nan=False)  # weight of the placement loss beside the squared error
     hardest: int = Field(17, ge=1, le=17)  # joints of a person that count: those with the largest loss
 
     @model_validator(mode="after")
@@ -98,14 +98,14 @@ class Rendered(BaseModel):
 class Config(FromToml):
     """The content of a config file."""
 
-    seed: int
+    seed: int = Field(ge=0)
     depth: Depth
     attention: bool = True  # GC blocks; for ablations: the service's models have them
     sets: Shares
     augmentation: Augmentation = Augmentation()
     distillation: Distillation | None = None
     rendered: Rendered | None = None
-    stages: list[Stage]
+    stages: list[Stage] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _endings_of_sets(self) -> Self:

@@ -99,8 +99,8 @@ def _people_of(content: dict[str, Any]) -> dict[str, Any]:
         _check_person(annotation)
         keypoints = annotation.get("keypoints", [])
         width, height = annotation["bbox"][2:]
-        known_of_all = {"num_keypoints": sum(seen > 0 for seen in keypoints[2::3]), "area": width * height}
-        people.append({**known_of_all, **annotation, "category_id": 1})
+        labelled = {"num_keypoints": sum(seen > 0 for seen in keypoints[2::3])}
+        people.append({**labelled, "area": width * height, **annotation, **(labelled if keypoints else {}), "category_id": 1})
     return {**content, "annotations": people, "categories": [{"id": 1, "name": "person"}]}
 
 
@@ -114,6 +114,8 @@ def _check_image(image: dict[str, Any]) -> None:
 def _check_person(annotation: dict[str, Any]) -> None:
     """Raise ValueError for what is no person's annotation, and KeyError where it lacks something."""
     number, keypoints = annotation["id"], annotation.get("keypoints", [])
+    if not isinstance(number, int):
+        raise TypeError(f"annotation {number!r} has an id that is no whole number")
     _check_numbers(annotation, "bbox", 4)
     if any(abs(value) > _FARTHEST for value in annotation["bbox"]):
         raise ValueError(f"annotation {number} has a bbox that reaches beyond {_FARTHEST:,} pixels")
@@ -121,12 +123,14 @@ def _check_person(annotation: dict[str, Any]) -> None:
         raise ValueError(f"annotation {number} has keypoints and no area")
     for key in ("area", "num_keypoints"):
         value = annotation.get(key, 0)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"annotation {number} has {key} {value!r}, which is no number")
+        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise ValueError(f"annotation {number} has {key} {value!r}, which is no number of 0 or more")
     if keypoints or annotation.get("num_keypoints", 0):
         _check_numbers(annotation, "keypoints", 3 * KEYPOINTS)
     if "keypoint_weights" in annotation:
         _check_numbers(annotation, "keypoint_weights", KEYPOINTS)
+        if not all(0 <= trust <= 1 for trust in annotation["keypoint_weights"]):
+            raise ValueError(f"annotation {number} has keypoint_weights that are not between 0 and 1")
 
 
 def _check_numbers(annotation: dict[str, Any], key: str, count: int) -> None:
@@ -154,7 +158,7 @@ def read_pictures(annotation_file: Path, image_folder: Path | None = None) -> It
                 if name not in archives:
                     archives[name] = zipfile.ZipFile(folder / name)
                 data = archives[name].read(image["file_name"])
-        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:  # encrypted, or a NUL
             raise DataError(f"{image['file_name']} of {folder / (name or '')} cannot be read: {error}") from error
         yield Picture(image, by_image[image["id"]], data)
 

@@ -21,6 +21,7 @@ from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import Picture, read_pictures
 from training.estimators import PLAIN, Estimator, decoder_of, local_estimator
 from training.evaluate import evaluate_set, labelled_boxes
+from training.files import DataError
 
 Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
@@ -114,6 +115,8 @@ def main() -> None:
         found = evaluate_set(arguments.annotations, arguments.images, labelled_boxes, estimate, arguments.threads)
         print(table({way: accuracy.figures for way, accuracy in found.items()}))
         seen = list(islice(videos(model, arguments.annotations, arguments.images), arguments.videos))
+        if not seen:
+            raise DataError(f"{arguments.annotations} holds no picture of one person who is {_LEAST_HEIGHT} pixels high")
     print("\n| sizes a second | tremble | smoothed | lag |\n| --- | --- | --- | --- |")
     for speed in _SPEEDS:
         tremble, smoothed, lag = np.mean([tremble_and_lag(*each, speed) for each in seen], axis=0)

@@ -96,9 +96,14 @@ def samples_of(annotation_file: Path, sample: Callable[[Picture], UInt8 | None])
 
     Raises DataError where there is nothing.
     """
-    step = max(1, len(read_annotations(annotation_file)["images"]) // _SAMPLES)
-    chosen = (picture for number, picture in enumerate(read_pictures(annotation_file)) if number % step == 0)
-    samples = [each for picture in itertools.islice(chosen, _SAMPLES) if (each := sample(picture)) is not None]
+    content = read_annotations(annotation_file)
+    labelled = {each["image_id"] for each in content["annotations"] if each["num_keypoints"] > 0}
+    labelled = labelled or {each["image_id"] for each in content["annotations"]}
+    step = max(1, len(labelled) // _SAMPLES)
+    pictures = (picture for picture in read_pictures(annotation_file) if picture.image["id"] in labelled)
+    chosen = (picture for number, picture in enumerate(pictures) if number % step == 0)
+    made = (each for picture in chosen if (each := sample(picture)) is not None)
+    samples = list(itertools.islice(made, _SAMPLES))
     if not samples:
         raise DataError(f"{annotation_file} holds nobody with keypoints")
     return np.stack(samples)

@@ -5,6 +5,8 @@ import torch
 
 def has_bfloat16(device: torch.device) -> bool:
     """Whether to train in bfloat16: not on CPUs that would emulate it, where it is 2.5 times slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return True
     capabilities = torch.cpu.get_capabilities()

@@ -80,7 +80,8 @@ def averaging(averaged: nn.Module, model: nn.Module) -> Callable[[float], None]:
     @torch.no_grad()
     def average(share: float) -> None:
         torch._foreach_lerp_([kept[name] for name in floats], [new[name] for name in floats], 1 - share)
-        torch._foreach_copy_([kept[name] for name in counts], [new[name] for name in counts])
+        if counts:
+            torch._foreach_copy_([kept[name] for name in counts], [new[name] for name in counts])
 
     return average
 

@@ -38,26 +38,32 @@ class State(Generic[Network]):
         return {name: value.cpu().contiguous() for name, value in self.averaged.state_dict().items()}
 
 
-def save(state: State[Network], file: Path) -> None:
-    """Write the checkpoint. Raises DataError; what was there before stays then."""
-    content = {"stage": state.stage, "step": state.step, "optimizer": state.optimizer.state_dict()}
+def save(state: State[Network], file: Path, config: str) -> None:
+    """Write the checkpoint of a run that `config` has made what it is. Raises DataError; what was there before stays then."""
+    content = {"stage": state.stage, "step": state.step, "optimizer": state.optimizer.state_dict(), "config": config}
     content |= {"model": state.model.state_dict(), "averaged": state.averaged.state_dict()}
     write_content(file, content)
 
 
-def resume(state: State[Network], file: Path, stages: int, check: Callable[[Any], None]) -> None:
-    """Go on from a checkpoint of a run of so many stages.
+def resume(
+    state: State[Network], file: Path, stages: int, check: Callable[[Any], None], config: Callable[[int], str]
+) -> None:
+    """Go on from a checkpoint of a run of so many stages; `config` tells what the first of them are made by.
 
     `check` raises ValueError for weights that are not the network's. Raises DataError where the file is damaged or of another
     run.
     """
     try:
         content = read_content(file)
-        if not isinstance(content, dict) or content.keys() != {"stage", "step", "optimizer", "model", "averaged"}:
+        named = {"stage", "step", "optimizer", "model", "averaged"}
+        if not isinstance(content, dict) or content.keys() - {"config"} != named:  # older ones tell of no config
             raise ValueError("it is no checkpoint of a run")  # noqa: TRY301
         check(content["model"])
         if content["stage"] > stages:
             raise ValueError(f"it is in stage {content['stage']}, and the config has {stages}")  # noqa: TRY301
+        begun = content["stage"] + (content["step"] > 0)
+        if content.get("config", config(begun)) != config(begun):
+            raise ValueError("it is of another config, as far as this run has come; give another --run")  # noqa: TRY301
     except ValueError as error:
         raise DataError(f"{file} cannot be gone on from: {error}") from error
     state.model.load_state_dict(content["model"])

@@ -161,6 +161,7 @@ def train(run: Run, start: Path | None) -> bool:
 
     trainer: Trainer[LPN, Step] = Trainer(
         stages=len(run.config.stages),
+        config=run.config,
         plan=lambda state: _plan(run, state),
         optimizer=lambda model, _: _new_optimizer(model),
         check_weights=check,

@@ -1,8 +1,10 @@
 """What the trainers of both networks do alike: the command line, stage after stage, reports, checks and checkpoints."""
 
 import argparse
+import json
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import cv2
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from training.files import DataError, make_folder
@@ -69,10 +72,11 @@ class Trainer(Generic[Network, Batch]):
     """How one kind of network is trained.
 
     `plan` gives the rest of the stage that a run is in, `optimizer` makes a stage's, `check_weights` raises ValueError for
-    weights that are not the network's; `unit` is what the log counts.
+    weights that are not the network's; `unit` is what the log counts. `config` has a list of the stages.
     """
 
     stages: int
+    config: BaseModel
     plan: Callable[[State[Network]], Plan[Batch]]
     optimizer: Callable[[Network, int], torch.optim.Optimizer]
     check_weights: Callable[[Any], None]
@@ -87,7 +91,9 @@ class Trainer(Generic[Network, Batch]):
         make_folder(place.folder)
         state = State.new(model, device, lambda network: self.optimizer(network, 0))
         if place.checkpoint.exists():
-            resume(state, place.checkpoint, self.stages, self.check_weights)
+            resume(state, place.checkpoint, self.stages, self.check_weights, self._config_of)
+            if not state.step:  # it was made for a stage that there was not yet, perhaps
+                state.optimizer = self.optimizer(state.model, min(state.stage, self.stages - 1))
             log.info("resumed at stage %d, step %d", state.stage, state.step)
         while state.stage < self.stages:
             if not self._train_stage(state, place):
@@ -95,10 +101,18 @@ class Trainer(Generic[Network, Batch]):
             state.stage, state.step = state.stage + 1, 0
             state.model.load_state_dict(state.averaged.state_dict())
             state.optimizer = self.optimizer(state.model, min(state.stage, self.stages - 1))
-            save(state, place.checkpoint)
+            self._save(state, place)
         write_content(place.folder / "weights.pth", state.finished_weights())
         log.info("done: %s", place.folder / "weights.pth")
         return True
+
+    def _config_of(self, begun: int) -> str:
+        """What a run is made by that has begun so many stages; those after them may still change."""
+        told = self.config.model_dump(mode="json")
+        return json.dumps(told | {"stages": told["stages"][:begun]})
+
+    def _save(self, state: State[Network], place: Place) -> None:
+        save(state, place.checkpoint, self._config_of(state.stage + (state.step > 0)))
 
     def _train_stage(self, state: State[Network], place: Place) -> bool:
         plan = self.plan(state)
@@ -121,7 +135,7 @@ class Trainer(Generic[Network, Batch]):
             ends = over or state.step == plan.steps
             if now - saved > _CHECKPOINT_SECONDS or ends:
                 _check_numbers(state, place)
-                save(state, place.checkpoint)
+                self._save(state, place)
                 if now - checked > _CHECK_SECONDS or ends:
                     write_line(place.folder, {"stage": state.stage, "step": state.step, **plan.check()})
                     checked = time.monotonic()
@@ -168,10 +182,16 @@ def training_parser(program: str, description: str, cache: str) -> argparse.Argu
 
 
 def place_of(folder: Path, minutes: float | None) -> Place:
-    """A run in a folder that stops after so many minutes, on SIGTERM or on Ctrl-C."""
+    """A run in a folder that stops after so many minutes, on SIGTERM or on Ctrl-C; at the second one at once."""
     stopped = threading.Event()
+
+    def stop(*_: object) -> None:
+        if stopped.is_set():
+            sys.exit(1)
+        stopped.set()
+
     for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, lambda *_: stopped.set())
+        signal.signal(kind, stop)
     return Place(folder, time.monotonic() + 60 * minutes if minutes else float("inf"), stopped)
 
 

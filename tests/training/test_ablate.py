@@ -119,6 +119,17 @@ def test_a_run_with_an_unknown_key_is_refused(folder):
         ablate.variants(folder / "runs.toml")
 
 
+def test_results_from_before_a_key_of_configs_are_taken(folder, monkeypatch):
+    command = ["ablate", str(folder / "runs.toml"), "--data", str(folder), "--out", str(folder / "out")]
+    monkeypatch.setattr("sys.argv", [*command, "--cache", str(folder / "cache"), "--device", "cpu"])
+    ablate.main()
+    for file in (folder / "out").glob("*/config.json"):
+        content = json.loads(file.read_text())
+        del content["config"]["rendered"]
+        file.write_text(json.dumps(content))
+    ablate.main()
+
+
 def test_results_of_another_config_or_start_are_not_taken(folder, monkeypatch):
     command = ["ablate", str(folder / "runs.toml"), "--data", str(folder), "--out", str(folder / "out")]
     monkeypatch.setattr("sys.argv", [*command, "--cache", str(folder / "cache"), "--device", "cpu"])

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -218,6 +219,13 @@ def test_figures_are_recorded_in_model_toml_beside_those_of_other_sets(tmp_path)
     assert file.read_text() == (
         'name = "x"\n\n[accuracy."old"]\nap = 0.1\n\n[accuracy."coco, flip test"]\npeople = 2.0\nap = 0.25\n'
     )
+
+
+def test_the_name_of_any_set_can_be_recorded_and_read(tmp_path):
+    file = tmp_path / "model.toml"
+    file.write_text('name = "x"\n')
+    evaluate.record(file, {'höhe "😀"': {"ap": 0.25}})
+    assert tomllib.loads(file.read_text())["accuracy"] == {'höhe "😀"': {"ap": 0.25}}
 
 
 @pytest.fixture(scope="module")

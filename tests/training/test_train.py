@@ -96,6 +96,21 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(data, tmp_path,
     assert (tmp_path / "parts/log.jsonl").read_text().count('"oks"') >= 6
 
 
+def test_a_run_goes_on_with_its_own_config_alone_to_which_stages_may_be_added(data, tmp_path, monkeypatch):
+    one, other = CONFIG[: CONFIG.rindex("[[stages]]")], CONFIG[CONFIG.rindex("[[stages]]") :]
+    _run(data, tmp_path, monkeypatch, "run", "--minutes", "0.0001", config=one)
+    for changed in (one.replace("seed = ", "seed = 7"), one.replace("1e-3", "2e-3")):
+        assert "it is of another config, as far as this run has come" in _ended(data, tmp_path, monkeypatch, config=changed)
+    _run(data, tmp_path, monkeypatch, "run", config=one)
+    first = torch.load(tmp_path / "run/weights.pth", weights_only=True)["final_layer.bias"]
+    _run(data, tmp_path, monkeypatch, "run", config=one + other)
+    assert (torch.load(tmp_path / "run/weights.pth", weights_only=True)["final_layer.bias"] != first).any()
+    _run(data, tmp_path, monkeypatch, "both", config=one + other)
+    whole = torch.load(tmp_path / "both/weights.pth", weights_only=True)
+    for name, value in torch.load(tmp_path / "run/weights.pth", weights_only=True).items():
+        torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
+
+
 def test_the_loss_compiles_into_one_graph():
     stage = Config.model_validate(tomllib.loads(CONFIG)).stages[0]
     run = Run(Config.model_validate(tomllib.loads(CONFIG)), Path(), Path(), Place(Path()), torch.device("cpu"), True, False)
@@ -359,6 +374,9 @@ def test_a_cache_of_a_set_that_has_changed_is_made_anew(data, tmp_path):
 
 def test_weights_that_are_no_numbers_end_the_run_and_leave_the_checkpoint(data, tmp_path, monkeypatch):
     _run(data, tmp_path, monkeypatch, "run", "--minutes", "0.0001")
+    content = torch.load(tmp_path / "run/checkpoint.pth", weights_only=True)
+    del content["config"]  # as those of before, which may be gone on from with any
+    torch.save(content, tmp_path / "run/checkpoint.pth")
     before = (tmp_path / "run/checkpoint.pth").read_bytes()
     said = _ended(data, tmp_path, monkeypatch, config=CONFIG.replace("1e-3", "1e38"))
     assert "the weights are no numbers any more at step 4" in said

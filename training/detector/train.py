@@ -135,6 +135,7 @@ def train(run: Run, imagenet: Path | None, start: Path | None) -> bool:
     stages = run.config.stages
     trainer: Trainer[PersonDetector, Batch] = Trainer(
         stages=len(stages),
+        config=run.config,
         plan=lambda state: _plan(run, state),
         optimizer=lambda model, stage: _new_optimizer(model, stages[stage]),
         check_weights=check,

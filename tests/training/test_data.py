@@ -1,0 +1,67 @@
+"""What is taken for labels, and which pictures an int8 model is calibrated on."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from training.data import read_annotations, read_pictures
+from training.files import DataError
+from training.int8 import samples_of
+
+JOINTS = [5.0, 5.0, 2] * 17
+
+
+def coco(folder, count, labelled, **more):
+    """A COCO file of so many small pictures; each `labelled`-th shows a person with keypoints."""
+    images = [{"id": n, "file_name": f"{n}.png", "width": 8, "height": 8} for n in range(count)]
+    for image in images:
+        cv2.imwrite(str(folder / image["file_name"]), np.zeros((8, 8, 3), np.uint8))
+    people = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": [0, 0, 8, 8], "area": 64, "keypoints": JOINTS} | more
+        for n in range(0, count, labelled)
+    ]
+    file = folder / "people.json"
+    file.write_text(json.dumps({"images": images, "annotations": people}))
+    return file
+
+
+@pytest.mark.parametrize(("count", "labelled", "samples"), [(300, 1, 128), (300, 4, 75), (8, 2, 4)])
+def test_an_int8_model_is_calibrated_on_labelled_pictures(tmp_path, count, labelled, samples):
+    file = coco(tmp_path, count, labelled)
+    seen = []
+
+    def sample(picture):
+        seen.append(picture.image["id"])
+        return np.zeros((2, 2, 3), np.uint8)
+
+    assert len(samples_of(file, sample)) == samples
+    assert all(number % labelled == 0 for number in seen)
+
+
+def test_how_many_joints_are_labelled_is_counted(tmp_path):
+    file = coco(tmp_path, 1, 1, num_keypoints=17, keypoints=[0.0] * 51)
+    assert read_annotations(file)["annotations"][0]["num_keypoints"] == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("keypoint_weights", [-1.0] * 17, "keypoint_weights that are not between 0 and 1"),
+        ("keypoint_weights", [1.5] * 17, "keypoint_weights that are not between 0 and 1"),
+        ("area", -5, "area -5, which is no number of 0 or more"),
+        ("id", "seven", "'seven' has an id that is no whole number"),
+    ],
+)
+def test_labels_out_of_range_are_refused(tmp_path, key, value, told):
+    file = coco(tmp_path, 1, 1, **{key: value})
+    with pytest.raises(DataError, match=told):
+        read_annotations(file)
+
+
+def test_a_name_that_no_file_can_have_is_told(tmp_path):
+    file = coco(tmp_path, 1, 1)
+    file.write_text(file.read_text().replace("0.png", "0\\u0000.png"))
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_pictures(file))
