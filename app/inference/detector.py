@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ import onnxruntime
 
 from app.inference.model_store import DetectorDescription, ModelError, StoredModel
 from app.inference.scheduler import BatchResult, Network
-from app.inference.session import open_graph
+from app.inference.session import open_graph, open_session
 from app.vision import detection
 
 Float32 = npt.NDArray[np.float32]
@@ -30,23 +31,31 @@ class Letterbox:
 class Detector:
     """A person detector of the store with its session; `network` is what lanes run of it."""
 
-    def __init__(self, description: DetectorDescription, session: onnxruntime.InferenceSession, max_people: int) -> None:
+    def __init__(
+        self,
+        description: DetectorDescription,
+        session: onnxruntime.InferenceSession,
+        wide: onnxruntime.InferenceSession | None,
+        max_people: int,
+    ) -> None:
         self.description = description
-        self.network = Network(description.id, self._run, counts="pictures")
-        self._session = session
+        self.network = Network(
+            description.id, partial(self._run, session), partial(self._run, wide) if wide else None, counts="pictures"
+        )
         self._max_people = max_people
 
     @classmethod
-    def opened(cls, stored: StoredModel, max_people: int) -> "Detector":
+    def opened(cls, stored: StoredModel, max_people: int, threads: int = 1) -> "Detector":
         """The detector, once it is sure that it takes letterboxes and gives boxes and scores as model.toml says.
 
-        `max_people`: the most that are found in a picture. Raises ModelError.
+        `max_people`: the most that are found in a picture; `threads` run a picture that is alone. Raises ModelError.
         """
         description = stored.description
         if not isinstance(description, DetectorDescription):
             raise ModelError(f"model {description.id} is a pose model, not a person detector")
         candidates = description.detection.candidates
-        detector = cls(description, open_graph(stored, [candidates, 4], [candidates]), max_people)
+        session = open_graph(stored, [candidates, 4], [candidates])
+        detector = cls(description, session, open_session(stored.onnx, threads) if threads > 1 else None, max_people)
         stored.check_golden(lambda letterbox: detector.network.run(letterbox[None]).values[0], _GOLDEN_PIXELS)
         return detector
 
@@ -70,10 +79,10 @@ class Detector:
         scores = rows[:limit, 4]
         return rows[:limit][(scores >= least) & (scores > 0)]
 
-    def _run(self, letterboxes: UInt8) -> BatchResult:
+    def _run(self, session: onnxruntime.InferenceSession, letterboxes: UInt8) -> BatchResult:
         """Letterboxes [N, h, w, 3] → people [N, max_people, 5] (x1, y1, x2, y2 in letterbox pixels, score), best first."""
         started = time.perf_counter()
-        boxes, scores = self._session.run(None, {self._session.get_inputs()[0].name: letterboxes})
+        boxes, scores = session.run(None, {session.get_inputs()[0].name: letterboxes})
         inferred = time.perf_counter()
         iou = self.description.detection.nms_iou
         values = np.stack([detection.people(*picture, iou, self._max_people) for picture in zip(boxes, scores, strict=True)])

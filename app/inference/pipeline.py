@@ -32,6 +32,7 @@ Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
+_MOST_THREADS = 4  # of a crop that is alone: the networks are small
 _KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB …
 _KEPT_PICTURES = 100  # … while no more crops and pictures than that are in the queue
 
@@ -138,14 +139,16 @@ class Pipeline:
         take_one_thread_each()
         self._settings = settings
         self._metrics = metrics
+        self._lanes = settings.lanes or usable_cores()
+        threads = min(self._lanes, _MOST_THREADS)
         self._models: dict[str, PoseModel] = {}
         detectors: dict[str, Detector] = {}
         for _, _, folder in stored_models(settings.model_store):
             stored = load_model(folder)
             if isinstance(stored.description, DetectorDescription):
-                detectors[stored.description.id] = Detector.opened(stored, settings.max_boxes)
+                detectors[stored.description.id] = Detector.opened(stored, settings.max_boxes, threads)
             else:
-                self._models[stored.description.id] = PoseModel.opened(stored)
+                self._models[stored.description.id] = PoseModel.opened(stored, threads)
         if not self._models:
             raise ModelError("the model store holds no pose model; POSE_MODEL_STORE names its folder")
         self.detector = _chosen(detectors, settings.detector)
@@ -153,7 +156,6 @@ class Pipeline:
             self.default = self.find(settings.default_model).description.id
         except ModelNotFound as error:
             raise ModelError(f"POSE_DEFAULT_MODEL: {error}") from error
-        self._lanes = settings.lanes or usable_cores()
         self.scheduler = Scheduler(self._lanes, settings.queue_crops, settings.max_batch_crops, metrics)
         metrics.lanes.set(self._lanes)
         metrics.queue_limit.set(settings.queue_crops)
@@ -386,6 +388,9 @@ class Pipeline:
         return seconds
 
     def _seconds_per_crop(self, shape: InputTable, networks: Sequence[Network]) -> float:
+        for network in networks:
+            if network.alone:
+                network.alone(np.zeros((1, shape.height, shape.width, 3), np.uint8))
         quickest = float("inf")
         for size in range(1, self._settings.max_batch_crops + 1):
             crops = np.zeros((size, shape.height, shape.width, 3), np.uint8)

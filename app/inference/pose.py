@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ import onnxruntime
 
 from app.inference.model_store import ModelDescription, ModelError, StoredModel, load_model
 from app.inference.scheduler import BatchResult, Network
-from app.inference.session import open_graph
+from app.inference.session import open_graph, open_session
 from app.vision import box, crop, heatmap
 
 Float32 = npt.NDArray[np.float32]
@@ -35,10 +36,17 @@ class Crops:
 class PoseModel:
     """One pose model of the store with its session; `plain` and `with_flip_test` are what lanes run of it."""
 
-    def __init__(self, description: ModelDescription, session: onnxruntime.InferenceSession) -> None:
+    def __init__(
+        self,
+        description: ModelDescription,
+        session: onnxruntime.InferenceSession,
+        wide: onnxruntime.InferenceSession | None = None,
+    ) -> None:
         self.description = description
-        self.plain = Network(description.id, self._run)
-        self.with_flip_test = Network(description.id, self._run_with_flip_test)
+        runs = (self._run, self._run_with_flip_test)
+        self.plain, self.with_flip_test = (
+            Network(description.id, run, partial(run, session=wide) if wide else None) for run in runs
+        )
         self._session = session
 
     @classmethod
@@ -47,13 +55,15 @@ class PoseModel:
         return cls.opened(load_model(folder))
 
     @classmethod
-    def opened(cls, stored: StoredModel) -> "PoseModel":
-        """The model, once it is sure that it takes crops and gives heatmaps as model.toml says. Raises ModelError."""
+    def opened(cls, stored: StoredModel, threads: int = 1) -> "PoseModel":
+        """The model, once it is sure that it takes crops and gives heatmaps as model.toml says. `threads` run a crop that is
+        alone. Raises ModelError."""
         description = stored.description
         if not isinstance(description, ModelDescription):
             raise ModelError(f"model {description.id} is a person detector, not a pose model")
         shape = description.heatmap
-        model = cls(description, open_graph(stored, [len(description.keypoints.names), shape.height, shape.width]))
+        session = open_graph(stored, [len(description.keypoints.names), shape.height, shape.width])
+        model = cls(description, session, open_session(stored.onnx, threads) if threads > 1 else None)
         stored.check_golden(lambda crop: model.plain.run(crop[None]).values[0, :, :3], _GOLDEN_CELLS)
         return model
 
@@ -95,19 +105,18 @@ class PoseModel:
         errors = keypoints[..., 3:] * (crops.sizes[:, 1] / shape.height)[:, None, None]
         return np.concatenate([places, keypoints[..., 2:3], errors], axis=2)
 
-    def _run(self, crops: UInt8) -> BatchResult:
+    def _run(self, crops: UInt8, session: onnxruntime.InferenceSession | None = None) -> BatchResult:
         """Crops [N, h, w, 3] → keypoints [N, K, 3]: x, y in heatmap cells, score; of a calibrated model [N, K, 4].
 
         The fourth column is the expected distance from the true place, in cells.
         """
         started = time.perf_counter()
-        heatmaps = self.heatmaps(crops)
-        return self._decoded(heatmaps, started)
+        return self._decoded(self.heatmaps(crops, session), started)
 
-    def _run_with_flip_test(self, crops: UInt8) -> BatchResult:
+    def _run_with_flip_test(self, crops: UInt8, session: onnxruntime.InferenceSession | None = None) -> BatchResult:
         """As `_run`, from the mean of the heatmaps of the crops and of the mirrored crops."""
         started = time.perf_counter()
-        both = self.heatmaps(np.concatenate([crops, crops[:, :, ::-1]]))
+        both = self.heatmaps(np.concatenate([crops, crops[:, :, ::-1]]), session)
         return self._decoded(self.averaged(both[: len(crops)], both[len(crops) :]), started)
 
     def averaged(self, heatmaps: Float32, mirrored: Float32) -> Float32:
@@ -115,10 +124,10 @@ class PoseModel:
         shift = self.description.heatmap.mirror_shift
         return heatmap.average_with_mirrored(heatmaps, mirrored, self.description.mirror, shift)
 
-    def heatmaps(self, crops: UInt8) -> Float32:
-        """Crops [N, h, w, 3] → heatmaps [N, K, H, W]."""
+    def heatmaps(self, crops: UInt8, session: onnxruntime.InferenceSession | None = None) -> Float32:
+        """Crops [N, h, w, 3] → heatmaps [N, K, H, W], by another session of the graph if one is given."""
         name = self._session.get_inputs()[0].name
-        heatmaps: Float32 = self._session.run(None, {name: crops})[0]
+        heatmaps: Float32 = (session or self._session).run(None, {name: crops})[0]
         return heatmaps
 
     def _decoded(self, heatmaps: Float32, started: float) -> BatchResult:

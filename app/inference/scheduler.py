@@ -65,11 +65,13 @@ class BatchResult:
 class Network:
     """Something that lanes run: `run` takes a batch [N, …] on any thread. Only crops for one network share a batch.
 
-    A detector's crops are whole pictures, and counted apart.
+    `alone` is the same with the help of the other cores, for a crop beside which there is nothing to do. A detector's crops
+    are whole pictures, and counted apart.
     """
 
     name: str
     run: Callable[[npt.NDArray[np.uint8]], BatchResult]
+    alone: Callable[[npt.NDArray[np.uint8]], BatchResult] | None = None
     counts: Literal["crops", "pictures"] = "crops"
 
 
@@ -226,7 +228,8 @@ class Scheduler:
                 if not members:
                     break
                 lane.members, lane.started = members, time.monotonic()
-                lane.task = asyncio.create_task(self._run_batch(lane))
+                alone = not self._tickets and all(other.task is None for other in self._lanes)
+                lane.task = asyncio.create_task(self._run_batch(lane, alone))
         self._metrics.queue_crops.set(self.waiting)
 
     def _next_batch(self) -> list[tuple[Ticket, int]]:
@@ -257,14 +260,15 @@ class Scheduler:
         self._tickets.extendleft(reversed(others))
         return members
 
-    async def _run_batch(self, lane: _Lane) -> None:
+    async def _run_batch(self, lane: _Lane, alone: bool) -> None:
         """Run a lane's batch on its thread, answer its members, and hand the lane its next batch."""
         members, network = lane.members, lane.members[0][0].network
+        run = network.alone if alone and network.alone else network.run
         crops = [ticket.crops[index] for ticket, index in members]
         self._metrics.workers_busy.inc()
         loop = asyncio.get_running_loop()
         try:
-            outcome = await loop.run_in_executor(lane.thread, _guarded, network, crops)
+            outcome = await loop.run_in_executor(lane.thread, _guarded, run, crops)
         except Exception as error:  # noqa: BLE001 - the thread itself is gone
             outcome = error
         finally:
@@ -276,7 +280,8 @@ class Scheduler:
         took = time.monotonic() - lane.started
         lane.members, lane.task = [], None
         if isinstance(outcome, BatchResult) and len(outcome.values) == len(members):
-            self.seconds_per_crop += 0.1 * (took / len(members) - self.seconds_per_crop)
+            if run is network.run:  # the other way tells nothing of a busy lane
+                self.seconds_per_crop += 0.1 * (took / len(members) - self.seconds_per_crop)
             self._deliver(members, outcome, took)
         elif isinstance(outcome, Exception):
             if all(ticket.answer.done() for ticket, _ in members):  # else it is logged under the ids of their requests
@@ -342,10 +347,12 @@ class Scheduler:
         return _Lane(number, ThreadPoolExecutor(1, f"lane-{number}"))
 
 
-def _guarded(network: Network, crops: list[npt.NDArray[np.uint8]]) -> BatchResult | BaseException:
+def _guarded(
+    run: Callable[[npt.NDArray[np.uint8]], BatchResult], crops: list[npt.NDArray[np.uint8]]
+) -> BatchResult | BaseException:
     """Run the network on crops of one shape; what it raises comes back as a value: no SystemExit reaches the event loop."""
     try:
-        return network.run(np.stack(crops))
+        return run(np.stack(crops))
     except BaseException as error:  # noqa: BLE001
         return error
 

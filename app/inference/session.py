@@ -80,10 +80,11 @@ def take_one_thread_each() -> None:
     cv2.setNumThreads(1)
 
 
-def open_session(onnx: bytes) -> onnxruntime.InferenceSession:
-    """A session on the CPU that runs each call on the calling thread alone; `run` may be called by several threads."""
+def open_session(onnx: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """A session on the CPU that runs each call on the calling thread, and on so many less one of its own; `run` may be called
+    by several threads."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # errors are raised as well; its own lines are no JSON

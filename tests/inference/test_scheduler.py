@@ -115,6 +115,36 @@ def test_a_request_without_crops_is_answered_at_once():
     drive(work)
 
 
+def test_a_crop_beside_which_there_is_nothing_to_do_has_all_cores():
+    ways: list[str] = []
+
+    def way(name: str) -> Run:
+        def run(batch: np.ndarray) -> BatchResult:
+            ways.append(name)
+            return doubled(batch)
+
+        return run
+
+    async def work(s: Scheduler) -> None:
+        network, gate = Network("n", way("plain"), way("alone")), Gate()
+        before = s.seconds_per_crop
+        assert (await s.run(network, crops(3), soon())).results == [6]
+        assert ways == ["alone"]
+        assert s.seconds_per_crop == before  # which is of a busy lane
+        await s.run(network, crops(1, 2), soon())
+        assert ways[1:] == ["plain"] * 2
+        held = asyncio.create_task(s.run(gate.network, crops(1), soon()))
+        await until(lambda: bool(gate.batches))
+        await s.run(network, crops(1), soon())
+        assert ways[3:] == ["plain"]
+        gate.opened.set()
+        await held
+        await s.run(network, crops(1), soon())
+        assert ways[4:] == ["alone"]
+
+    drive(work, lanes=2)
+
+
 def test_a_batch_runs_the_moment_a_lane_is_free():
     async def work(s: Scheduler) -> None:
         gate = Gate()

@@ -6,9 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from app.inference.detector import Detector
+from app.inference.model_store import load_model
+from app.inference.pose import PoseModel
 from app.inference.session import own_cgroup, throttled_seconds, usable_cores, usable_memory
+
+STORE = Path(__file__).parents[2] / "model_store"
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +85,8 @@ def test_without_a_cgroup_the_affinity_counts(tmp_path, monkeypatch):
     assert usable_cores(tmp_path / "nowhere") == 1
 
 
-def test_no_library_opens_a_pool():
+@pytest.mark.parametrize(("lanes", "helpers"), [(1, 0), (3, 2 * 2), (9, 2 * 3)])  # of two networks
+def test_libraries_open_pools_for_what_is_alone_only(lanes, helpers):
     program = (
         "import os, app.__main__\n"
         "from app.inference.pipeline import Pipeline\n"
@@ -87,7 +94,7 @@ def test_no_library_opens_a_pool():
         "from app.telemetry.metrics import Metrics\n"
         "import cv2, numpy as np\n"
         "cv2.setNumThreads(4)\n"  # however few cores there are
-        "model = Pipeline(Settings(), Metrics()).find(None)\n"
+        f"model = Pipeline(Settings(lanes={lanes}), Metrics()).find(None)\n"
         "model.plain.run(np.zeros((2, 256, 192, 3), np.uint8))\n"
         "cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (4000, 4000)), np.ones((500, 500)) @ np.ones((500, 500))\n"
         "print(len(os.listdir('/proc/self/task')))\n"
@@ -98,7 +105,7 @@ def test_no_library_opens_a_pool():
     counted = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
     )
-    assert counted.stdout == "1\n", counted.stderr
+    assert counted.stdout == f"{1 + helpers}\n", counted.stderr
 
 
 def test_throttled_time_is_read_from_either_kind_of_cgroup(tmp_path):
@@ -140,3 +147,21 @@ def test_onnx_runtime_tells_nobody_of_us(tmp_path):
     )
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("name", ["lpn50/1", "person-det/1"])
+def test_several_threads_give_what_one_gives(name):
+    stored = load_model(STORE / name)
+    shape = stored.description.input
+    crop = np.random.default_rng(0).integers(0, 256, (1, shape.height, shape.width, 3), np.uint8)
+    if name == "lpn50/1":
+        model = PoseModel.opened(stored, 3)
+        networks = [model.plain, model.with_flip_test]
+    else:
+        networks = [Detector.opened(stored, 10, 3).network]
+    for network in networks:
+        np.testing.assert_allclose(network.alone(crop).values, network.run(crop).values, atol=1e-4)
+
+
+def test_one_thread_has_no_second_session():
+    assert PoseModel.opened(load_model(STORE / "lpn50/1")).plain.alone is None
