@@ -107,11 +107,11 @@ async def track(
         raise click.UsageError(problem_of(error).detail.removeprefix("query.")) from error
     threshold = threshold_of(options, model)
     follower = Follower(pipeline)
-    await pipeline.start()
     try:
         with ExitStack() as opened:
             film = opened.enter_context(_film(draw, frames)) if draw else None
             lines = opened.enter_context(out.open("wb")) if out else None if draw else sys.stdout.buffer
+            await pipeline.start()
             for number, (seconds, frame) in enumerate(frames):
                 try:
                     task = frame_task(drawing.encode(frame, ".bmp"), options, settings)
