@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SHARE = click.FloatRange(0, 1)
 _DAY_MS = 24 * 3600 * 1000
-_PATIENT_RETRIES = 40  # five minutes
+_PATIENT_RETRIES = 240  # four minutes and more
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -120,7 +120,8 @@ def predict(
     async def run() -> int:
         async with _client(server, key, settings) as client:
             with click.progressbar(length=len(chosen), **_bar("photos")) as bar:
-                failed = await many.predict(task, client, 16 if server else 2 * usable_cores(), bar.update)
+                asked = await many.asked_of(task, client)
+                failed = await many.predict(asked, client, 16 if server else 2 * usable_cores(), bar.update)
         if failed:
             click.echo("\n".join([f"{len(failed)} of {len(chosen)} photos failed:", *failed]), err=True)
         return bool(failed)
@@ -140,7 +141,7 @@ def predict(
 @click.option(
     "--draw",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File for the video with skeletons and numbers on it, .mp4 (MPEG-4) or .webm (VP8).",
+    help="File for the video with skeletons and numbers on it, .mp4.",
 )
 @_options_of_people
 def track(video: Path, out: Path | None, draw: Path | None, **options: Any) -> None:

@@ -263,7 +263,7 @@ def _wait_after(response: httpx.Response, tries: int, retries: int) -> float:
 
 def _waited(tries: int) -> float:
     """Twice as long each time, and not for all clients the same."""
-    return min(_FIRST_WAIT * 2.0**tries, _LONGEST_WAIT) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+    return min(_FIRST_WAIT * 2.0 ** min(tries, 10), _LONGEST_WAIT) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
 def _refused(response: httpx.Response) -> Refused:

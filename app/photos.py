@@ -9,16 +9,17 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
+import httpx
 import numpy as np
 import orjson
 
-from app.client import AsyncPoseClient, Options, Pose, Refused
+from app.client import AsyncPoseClient, NoAnswer, Options, Pose, Refused
 from app.vision import drawing, image
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
@@ -128,18 +129,32 @@ def _known_boxes(file: Path) -> dict[str, tuple[int, list[list[float]]]]:
 def check_outputs(task: Task, read: Sequence[Path]) -> None:
     """Raise UsageError where what is written would take the place of what is read, the photos and `read`, or of what is also
     written."""
-    inputs = {file.resolve() for file in (*(photo.file for photo in task.photos), *read)}
+    inputs = {_real(file) for file in (*(photo.file for photo in task.photos), *read)}
     if task.out is not None:
-        if task.out.resolve() in inputs:
+        if {_real(task.out), _real(_part_of(task.out))} & inputs:
             raise click.UsageError(f"--out {task.out} is one of the files that are read.")
         if task.out.exists() and not task.out.is_file():
             raise click.UsageError(f"--out {task.out} is there, and is no regular file.")
     if task.draw is not None:
-        if any(folder in (task.draw.resolve(), *task.draw.resolve().parents) for folder in inputs):
+        if any(folder in (_real(task.draw), *_real(task.draw).parents) for folder in inputs):
             raise click.UsageError(f"--draw {task.draw} lies in a folder that is read.")
-        drawn = [_drawn_file(photo, task.draw).resolve() for photo in task.photos]
+        drawn = [_real(_drawn_file(photo, task.draw)) for photo in task.photos]
         if len(set(drawn)) < len(drawn) or inputs & set(drawn):
             raise click.UsageError(f"--draw {task.draw}: drawn photos would take the place of others; name another folder.")
+
+
+def _real(file: Path) -> Path:
+    return Path(os.path.realpath(file))  # Path.resolve() raises where links go round
+
+
+def _part_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.part")
+
+
+async def asked_of(task: Task, client: AsyncPoseClient) -> Task:
+    """The task as one of the models that the client's service has. Raises PoseError."""
+    models = [f"{each['name']}/{each['version']} {each['sha256']} {each['default']}" for each in await client.models()]
+    return replace(task, run=task.run | {"models": ", ".join(models)})
 
 
 async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Callable[[int], Any]) -> list[str]:
@@ -205,11 +220,13 @@ async def _asked(photo: Photo, data: bytes, task: Task, client: AsyncPoseClient)
     for wait in (*_LATE_WAITS, None):
         try:
             return await client.estimate(data, photo.boxes, **task.options)
-        except Refused as error:
-            late = error.status in _LATE
+        except (Refused, NoAnswer) as error:
+            if isinstance(error, NoAnswer) and not isinstance(error.__cause__, httpx.ReadTimeout):
+                raise
+            late = isinstance(error, NoAnswer) or error.status in _LATE
             if late and wait is not None:
                 await asyncio.sleep(wait)
-            elif late or error.status == 413 or error.code in _OF_A_PHOTO:
+            elif isinstance(error, NoAnswer) or late or error.status == 413 or error.code in _OF_A_PHOTO:
                 raise PhotoFault(str(error), passing=late) from error
             else:
                 raise
@@ -242,8 +259,9 @@ def _drawn_file(photo: Photo, folder: Path) -> Path:
 
 def _part(task: Task, out: Path, answers: dict[Path, bytes]) -> FileIO:
     """OUT.part, to write further answers to; those that an interrupted run has left there are put into `answers`."""
-    file = out.with_name(f"{out.name}.part")
-    head = orjson.dumps({"options": task.options, "run": task.run}) + b"\n"
+    file = _part_of(out)
+    drawn = None if task.draw is None else str(_real(task.draw))
+    head = orjson.dumps({"options": task.options, "run": task.run, "draw": drawn}) + b"\n"
     part = FileIO(str(file), "a+")
     try:
         fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -256,7 +274,7 @@ def _part(task: Task, out: Path, answers: dict[Path, bytes]) -> FileIO:
     part.truncate(found.rfind(b"\n") + 1)  # the last line may have broken off
     if not found:
         part.write(head)
-    wanted = {orjson.dumps(_identity(photo.file)): photo.file for photo in task.photos if photo.file.exists()}
+    wanted = {orjson.dumps(_identity(photo.file)): photo.file for photo in task.photos if _is_done(photo, task)}
     for number, line in enumerate(found.split(b"\n")[1:-1], 2):
         try:
             photo = wanted.get(orjson.dumps(orjson.loads(line)["photo"]))
@@ -265,6 +283,14 @@ def _part(task: Task, out: Path, answers: dict[Path, bytes]) -> FileIO:
         if photo is not None:
             answers[photo] = line
     return part
+
+
+def _is_done(photo: Photo, task: Task) -> bool:
+    """Whether a photo may be taken from OUT.part: it is there, and drawn if it is to be."""
+    try:
+        return photo.file.exists() and (task.draw is None or _drawn_file(photo, task.draw).exists())
+    except OSError:
+        return False
 
 
 def _close(part: FileIO, kept: bool) -> None:
@@ -323,8 +349,8 @@ def _result(person: dict[str, Any]) -> dict[str, Any]:
 
 def _write_whole(file: Path, pieces: Sequence[bytes] | Iterator[bytes]) -> None:
     """Write a file that is there whole or not at all; a link's target is written. Raises OSError that names it."""
-    place = file.resolve()
-    half = place.with_name(f"{place.name}.tmp")
+    place = _real(file)
+    half = place.with_name(f"{place.name}.{os.getpid()}.tmp")
     try:
         with half.open("wb") as opened:
             _write_through(opened, pieces)

@@ -1,10 +1,11 @@
 """`lpn track`: a video → one line of JSON a frame, and the video with the people drawn on it."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 import cv2
@@ -110,7 +111,7 @@ async def track(
     try:
         with ExitStack() as opened:
             film = opened.enter_context(_film(draw, frames)) if draw else None
-            lines = opened.enter_context(out.open("wb")) if out else None if draw else sys.stdout.buffer
+            lines = opened.enter_context(_lines(out)) if out else None if draw else sys.stdout.buffer
             await pipeline.start()
             for number, (seconds, frame) in enumerate(frames):
                 try:
@@ -142,7 +143,7 @@ def _draw(frame: UInt8, followed: Followed, model: ModelDescription, threshold: 
 @contextmanager
 def _film(file: Path, frames: Frames) -> Iterator[cv2.VideoWriter]:
     """A video to write, as large and as fast as the frames; the file is there once it is whole."""
-    half = file.with_name(f"{file.stem}.tmp.mp4")
+    half = file.with_name(f"{file.stem}.{os.getpid()}.tmp.mp4")
     rate = round(frames.rate, 3 if frames.rate < 65 else 2)  # MPEG-4 has 16 bits for its denominator
     film = cv2.VideoWriter(str(half), cv2.VideoWriter.fourcc(*"mp4v"), rate, frames.size)
     if not film.isOpened():
@@ -150,10 +151,29 @@ def _film(file: Path, frames: Frames) -> Iterator[cv2.VideoWriter]:
     try:
         yield film
         film.release()
-        with frames_of(half) as drawn:  # the writer does not tell of a full disk
-            if drawn.count != frames.read:
-                raise click.ClickException(f"{file}: only {drawn.count} of {frames.read} frames could be written.")
+        if _frames_in(half) != frames.read:  # the writer does not tell of a full disk
+            raise click.ClickException(f"{file} could not be written whole; is the disk full?")
         half.replace(file)
     finally:
         film.release()
+        half.unlink(missing_ok=True)
+
+
+def _frames_in(file: Path) -> int:
+    capture = cv2.VideoCapture(str(file))
+    try:
+        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+    finally:
+        capture.release()
+
+
+@contextmanager
+def _lines(file: Path) -> Iterator[BinaryIO]:
+    """A file of lines, which is there once it is whole."""
+    half = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        with half.open("wb") as lines:
+            yield lines
+        half.replace(file)
+    finally:
         half.unlink(missing_ok=True)

@@ -194,7 +194,7 @@ def test_the_wait_that_is_named_is_waited(named, least):
     started = time.monotonic()
     with PoseClient(transport=httpx.MockTransport(lambda _: answers.pop(0))) as client, pytest.raises(Refused, match="404"):
         client.estimate(NOBODY)
-    assert least <= time.monotonic() - started < least + 1
+    assert least <= time.monotonic() - started < least + 5
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b'{"images": [1, 2]}', b'{"models": [{}]}'])

@@ -1,7 +1,6 @@
 """Files that are there whole or not at all: a full disk or a killed process leaves what was there before."""
 
 import contextlib
-import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,23 +53,11 @@ def write_together(contents: dict[Path, bytes | str]) -> None:
 def _temporary(file: Path) -> Iterator[Path]:
     """A place beside `file` for its new content, which is removed in the end where it is still there."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")  # another process may write the same file
-    for left in file.parent.glob(f"{glob.escape(file.name)}.*.tmp"):  # by one that was killed
-        with contextlib.suppress(OSError, ValueError):
-            if not _lives(int(left.name.split(".")[-2])):
-                left.unlink()
     try:
         yield temporary
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -46,9 +46,9 @@ def save(state: State[Network], file: Path, config: str) -> None:
 
 
 def resume(
-    state: State[Network], file: Path, stages: int, check: Callable[[Any], None], config: Callable[[int], str]
+    state: State[Network], file: Path, stages: int, check: Callable[[Any], None], made_by: Callable[[str, int], bool]
 ) -> None:
-    """Go on from a checkpoint of a run of so many stages; `config` tells what the first of them are made by.
+    """Go on from a checkpoint of a run of so many stages; `made_by` tells whether the first of them are of a config.
 
     `check` raises ValueError for weights that are not the network's. Raises DataError where the file is damaged or of another
     run.
@@ -62,7 +62,7 @@ def resume(
         if content["stage"] > stages:
             raise ValueError(f"it is in stage {content['stage']}, and the config has {stages}")  # noqa: TRY301
         begun = content["stage"] + (content["step"] > 0)
-        if content.get("config", config(begun)) != config(begun):
+        if "config" in content and not made_by(content["config"], begun):
             raise ValueError("it is of another config, as far as this run has come; give another --run")  # noqa: TRY301
     except ValueError as error:
         raise DataError(f"{file} cannot be gone on from: {error}") from error

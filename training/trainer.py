@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import cv2
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from training.files import DataError, make_folder
@@ -91,7 +91,7 @@ class Trainer(Generic[Network, Batch]):
         make_folder(place.folder)
         state = State.new(model, device, lambda network: self.optimizer(network, 0))
         if place.checkpoint.exists():
-            resume(state, place.checkpoint, self.stages, self.check_weights, self._config_of)
+            resume(state, place.checkpoint, self.stages, self.check_weights, self._is_of)
             if not state.step:  # it was made for a stage that there was not yet, perhaps
                 state.optimizer = self.optimizer(state.model, min(state.stage, self.stages - 1))
             log.info("resumed at stage %d, step %d", state.stage, state.step)
@@ -110,6 +110,16 @@ class Trainer(Generic[Network, Batch]):
         """What a run is made by that has begun so many stages; those after them may still change."""
         told = self.config.model_dump(mode="json")
         return json.dumps(told | {"stages": told["stages"][:begun]})
+
+    def _is_of(self, written: str, begun: int) -> bool:
+        """Whether that is `_config_of` it; keys that configs have got since then have their defaults in it."""
+        told, stages = json.loads(written), self.config.model_dump(mode="json")["stages"]
+        if len(told["stages"]) != begun:
+            return False
+        try:
+            return type(self.config).model_validate(told | {"stages": told["stages"] + stages[begun:]}) == self.config
+        except ValidationError:
+            return False
 
     def _save(self, state: State[Network], place: Place) -> None:
         save(state, place.checkpoint, self._config_of(state.stage + (state.step > 0)))

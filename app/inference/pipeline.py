@@ -140,7 +140,7 @@ class Pipeline:
         self._settings = settings
         self._metrics = metrics
         self._lanes = settings.lanes or usable_cores()
-        threads = min(self._lanes, _MOST_THREADS)
+        threads = min(self._lanes, usable_cores(), _MOST_THREADS)
         self._models: dict[str, PoseModel] = {}
         detectors: dict[str, Detector] = {}
         for _, _, folder in stored_models(settings.model_store):

@@ -228,7 +228,7 @@ class Scheduler:
                 if not members:
                     break
                 lane.members, lane.started = members, time.monotonic()
-                alone = not self._tickets and all(other.task is None for other in self._lanes)
+                alone = not self._tickets and not self._standing and all(other.task is None for other in self._lanes)
                 lane.task = asyncio.create_task(self._run_batch(lane, alone))
         self._metrics.queue_crops.set(self.waiting)
 

@@ -1,6 +1,7 @@
 """ONNX Runtime sessions, and the one thread rule: the cores are counted once, and each lane runs on one thread.
 
-ONNX Runtime, OpenCV and BLAS would each open a pool as large as the host; here none of them opens any.
+ONNX Runtime, OpenCV and BLAS would each open a pool as large as the host; here none of them opens any, but for the few
+threads that help with a crop beside which there is nothing to do, and sleep otherwise.
 """
 
 import contextlib

@@ -85,10 +85,13 @@ def test_without_a_cgroup_the_affinity_counts(tmp_path, monkeypatch):
     assert usable_cores(tmp_path / "nowhere") == 1
 
 
-@pytest.mark.parametrize(("lanes", "helpers"), [(1, 0), (3, 2 * 2), (9, 2 * 3)])  # of two networks
-def test_libraries_open_pools_for_what_is_alone_only(lanes, helpers):
+@pytest.mark.parametrize(
+    ("lanes", "cores", "helpers"), [(1, 8, 0), (8, 1, 0), (3, 8, 2 * 2), (9, 8, 2 * 3)]
+)  # of two networks
+def test_libraries_open_pools_for_what_is_alone_only(lanes, cores, helpers):
     program = (
         "import os, app.__main__\n"
+        f"os.sched_getaffinity = lambda _: set(range({cores}))\n"
         "from app.inference.pipeline import Pipeline\n"
         "from app.settings import Settings\n"
         "from app.telemetry.metrics import Metrics\n"
