@@ -84,6 +84,9 @@ def check_outputs(video: Path, out: Path | None, draw: Path | None) -> None:
     """Raise UsageError where what is written would take the place of what is read, or of what is also written."""
     if draw is not None and draw.suffix.lower() != ".mp4":
         raise click.UsageError(f"--draw {draw}: the video is written as .mp4.")
+    for file in (out, draw):  # /dev/null, say, would be replaced
+        if file is not None and file.exists() and not file.is_file():
+            raise click.UsageError(f"{file} is there, and is no regular file.")
     written = [file.resolve() for file in (out, draw) if file is not None]
     if len({video.resolve(), *written}) < 1 + len(written):
         raise click.UsageError("VIDEO, --out and --draw must be different files.")
