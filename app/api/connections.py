@@ -50,6 +50,7 @@ class Connection(HttpToolsProtocol):
     _head_complete = False
     _body_complete = True
     _handed_over = False  # to a StreamConnection
+    _closes = False  # after the answer to the request that is being read
     _framing_bytes = 0  # of a chunked body since its last content: lines that tell sizes, and trailers
 
     def __init__(self, settings: Settings, metrics: Metrics, **uvicorns: Any) -> None:
@@ -114,8 +115,7 @@ class Connection(HttpToolsProtocol):
 
     def eof_received(self) -> None:
         """The client sends no more. Half a request is told so, since it may still read."""
-        first = self.idle or (self._head_complete and not self.pipeline)  # no other answer comes before
-        if self._head_bytes and first and not self.transport.is_closing():
+        if self._head_bytes and self._first and not self.transport.is_closing():
             what = "body" if self._head_complete else "head"
             self._refuse(Problem("malformed_body", f"The connection ended before the request's {what} did."))
 
@@ -138,10 +138,15 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
+        names = {name for name, _ in self.headers}
+        if b"upgrade" in names and names & {b"content-length", b"transfer-encoding"}:  # see _OFFER
+            raise ValueError("an offer of a protocol, with a body, in one read with another request")
         if self._is_handshake():
             self._hand_over()
             return
         super().on_headers_complete()  # raises for a URL that is none
+        # A connection that closes with its answer does so once the body is read: before, it would be reset, the answer lost.
+        self._closes, self.cycle.keep_alive = not self.cycle.keep_alive, True
         self._head_complete, self._framing_bytes = True, 0
         self._expect(None)
 
@@ -152,7 +157,12 @@ class Connection(HttpToolsProtocol):
         self._head_bytes, self._head_complete, self._body_complete = 0, False, True
         self._framing_bytes = 0
         self._expect(None)
+        if self._closes:
+            self.cycle.keep_alive = False
         if self.cycle.response_complete:  # before the end of the body, which ended uvicorn's wait for a next request
+            if self._closes:
+                self.transport.close()
+                return
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
@@ -235,11 +245,8 @@ class Connection(HttpToolsProtocol):
         return bool(unseen.poll(0))
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own words
-        if self._handed_over:
+        if self._handed_over or not self._first:
             self.transport.close()
-            return
-        if len(self.pipeline) >= _SENT_AHEAD:
-            self.transport.close()  # whose answers would come before a refusal
             return
         self._refuse(Problem("malformed_body", "The bytes on this connection are not HTTP/1.1."))
 
@@ -274,6 +281,11 @@ class Connection(HttpToolsProtocol):
     def idle(self) -> bool:
         """Whether no request is being answered or read beyond its head."""
         return not self._head_complete and (self.cycle is None or self.cycle.response_complete)
+
+    @property
+    def _first(self) -> bool:
+        """Whether no other answer comes before that to the request being read."""
+        return self.idle or (self._head_complete and not self.pipeline)
 
     def _refuse(self, problem: Problem) -> None:
         """Answer with a problem that the application never sees, and close; where an answer was begun, close alone."""
@@ -314,7 +326,7 @@ class Server(uvicorn.Server):
     async def _take_the_last(self, listener: socket.socket) -> None:
         """Stop to listen, but take the connections that the kernel has made already: it would reset them."""
         waiting = []
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # no more of them, or no descriptor left
             while True:
                 waiting.append(listener.accept()[0])
         listener.shutdown(socket.SHUT_RDWR)

@@ -227,6 +227,27 @@ def test_an_offer_and_the_end_of_a_head_may_arrive_in_pieces(patient, t_pose):
             assert b" 200 " in sock.recv(65_536)[:20], where
 
 
+def test_an_offer_with_a_body_behind_another_request_closes_the_connection(patient, t_pose):
+    """Its body would be taken for another request."""
+    hidden = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = (
+        f"POST /v1/pose HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: {len(hidden)}\r\n\r\n"
+    )
+    with connect(patient.port) as sock:
+        sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + head.encode() + hidden)
+        assert b'"models"' not in read_to_end(sock)
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_a_refusal_is_read_by_a_client_whose_connection_closes(patient, version):
+    head = f"POST /v1/pose HTTP/{version}\r\nHost: x\r\nContent-Type: text/plain\r\nConnection: close\r\n"
+    body = bytes(3_000_000)
+    for _ in range(10):
+        with connect(patient.port) as sock:
+            sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert problem(read_to_end(sock)) == (415, "unsupported_media_type")
+
+
 def test_a_head_that_begins_behind_another_request_may_arrive_in_pieces(patient, t_pose):
     """Cut in the end of the head, and behind a line's end of the body, which is no part of it."""
     body = b'{\r\n"images": [{"data": "%s", "boxes": []}]}' % base64.b64encode(t_pose)
