@@ -48,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url=None,  # it has a route below, as the metrics and the log know routes; FastAPI's own are not among them
         docs_url=None,  # FastAPI's page loads its scripts from another host; pages.py has one that does not
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,  # another path is another page: 404, not an answer without a body
     )
     app.state.settings, app.state.metrics, app.state.pipeline = settings, metrics, pipeline

@@ -115,16 +115,13 @@ def _pose_request(settings: Settings) -> dict[str, Any]:
         "description": "The people: x,y,w,h joined by ; or repeated, or a JSON list of [x, y, w, h].",
         "examples": ["120,40,180,380"],
     }
-    of_form = {
-        **boxes,
-        "description": "The people: of one picture as in the query; of several a JSON list with a list (or null) for each.",
-    }
     pictures = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": settings.max_images}
-    form = {
+    form = {  # its other fields are not named: generated clients and the page would fill them in as well as the query
         "type": "object",
+        "description": "Options may be fields here instead of in the query. boxes of several pictures are a JSON list with a "
+        "list (or null) for each.",
         "required": ["image"],
-        "properties": {"image": pictures, "boxes": of_form, **options},
-        "additionalProperties": False,
+        "properties": {"image": pictures},
     }
     content: dict[str, Any] = {kind: {"schema": _BINARY} for kind in PICTURE_TYPES}
     content |= {"multipart/form-data": {"schema": form}, _JSON: {"schema": body}}
@@ -141,7 +138,8 @@ def _limit(schema: dict[str, Any], most: int) -> None:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an option as a text, which knows no null: it is left out instead."""
-    kept = {name: value for name, value in schema.items() if name not in ("anyOf", "default") or value is not None}
+    """The schema of an option as a text, which knows no null: it is left out instead. Nor has it a default, which clients
+    would send, to be refused where the body names the option too."""
+    kept = {name: value for name, value in schema.items() if name != "default"}
     (value, *_) = kept.pop("anyOf", [{}])
     return {**value, **kept}

@@ -33,7 +33,9 @@ _BINARY = {"type": "string", "format": "binary"}
 @router.post(
     "/v1/pose",
     summary="Pictures in, people out",
-    responses={200: {"model": DataSetOut | list[ResultOut], "content": {kind: {"schema": _BINARY} for kind in _DRAWN}}},
+    responses={
+        200: {"model": DataSetOut | list[ResultOut], "content": {_JSON: {}} | {kind: {"schema": _BINARY} for kind in _DRAWN}}
+    },
     response_class=Response,
 )
 async def pose(request: Request) -> Response:

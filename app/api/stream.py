@@ -45,6 +45,8 @@ async def stream(socket: WebSocket) -> None:
     metrics: Metrics = socket.app.state.metrics
     streams: set[WebSocket] = socket.app.state.streams
     _check_origin(socket, settings)
+    if settings.max_streams == 0:
+        raise Problem("not_found", "The service follows no streams: POSE_MAX_STREAMS is 0.")
     options = read_stream_options(socket.query_params, settings)
     check_ready(socket.app.state.pipeline, options)
     if len(streams) >= settings.max_streams:

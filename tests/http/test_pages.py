@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from app import __version__
 from app.api.application import create_app
@@ -190,15 +192,21 @@ def test_the_openapi_document_tells_of_every_page_and_option(client):
     assert all(parameter["in"] == "query" and parameter["schema"] for parameter in pose["parameters"])
     bodies = pose["requestBody"]["content"]
     assert {"image/jpeg", "image/png", "multipart/form-data", "application/json", "application/octet-stream"} <= bodies.keys()
-    for kind in ("multipart/form-data", "application/json"):
-        assert Options.model_fields.keys() <= bodies[kind]["schema"]["properties"].keys()
+    assert Options.model_fields.keys() <= bodies["application/json"]["schema"]["properties"].keys()
 
 
 @pytest.fixture(scope="module")
 def limited(start_service):
     """A service whose limits are not the defaults."""
     return start_service(
-        max_images=3, max_boxes=5, max_timeout_ms=20_000, timeout_ms=1, max_image_pixels=400_000, detector="", lanes=1
+        max_images=3,
+        max_boxes=5,
+        max_timeout_ms=20_000,
+        timeout_ms=1,
+        max_image_pixels=400_000,
+        detector="",
+        lanes=1,
+        max_streams=0,
     )
 
 
@@ -220,6 +228,13 @@ def test_limits_are_those_of_the_settings(limited, t_pose):
     assert told(t_pose) == (413, "image_too_large")
     several = limited.client.post("/v1/pose", files=[("image", small)] * 4, params={"timeout_ms": 20_000})
     assert (several.status_code, several.json()["type"]) == (413, "/problems/too_many_images")
+
+
+def test_where_no_streams_are_followed_a_client_is_not_asked_to_wait(limited):
+    with pytest.raises(InvalidStatus) as refused, connect(f"ws://127.0.0.1:{limited.port}/v1/stream"):
+        pass
+    problem = json.loads(refused.value.response.body)
+    assert (problem["status"], problem["detail"]) == (404, "The service follows no streams: POSE_MAX_STREAMS is 0.")
 
 
 def test_the_openapi_document_tells_the_limits_of_the_settings(limited):

@@ -12,7 +12,7 @@ async function show(key) {
   if (!response.ok) throw new Error(`the service answers with status ${response.status}`);
   const ui = SwaggerUIBundle({
     dom_id: "#api",
-    spec: await response.json(),
+    spec: { ...(await response.json()), servers: [{ url: "." }] }, // the page may lie under a proxy's prefix
     deepLinking: true,
     validatorUrl: null,
     onComplete: () => key && ui.preauthorizeApiKey("key", key),
