@@ -91,16 +91,17 @@ class Follower:
             least = [min(_LEAST_SCORE, _FADED * track.found_score) for track in here]
             seen = await self._look_at(task, here, least, time, seconds)
         if seen is None:
-            seen = await self._search(task, here, lost, time, seconds)
+            seen = await self._search(task, here, lost, time, seconds, again=bool(seconds))
             self._searched, self._next_search = time, time + _SEARCH_SECONDS
         return self._kept(seen, task.max_people, time, seconds)
 
     async def _search(
-        self, task: PoseTask, here: list[_Track], lost: list[_Track], time: float, seconds: dict[str, float]
+        self, task: PoseTask, here: list[_Track], lost: list[_Track], time: float, seconds: dict[str, float], again: bool
     ) -> _Seen:
-        """Find everybody, and look for those who were here and are not found. Who is found where somebody was is the same."""
+        """Find everybody, and look for those who were here and are not found. Who is found where somebody was is the same.
+        `again`: the frame has been looked at."""
         most = task.max_people + len(here)  # who is cut to how many may be told is not one who is not found
-        people = _people(await self._pipeline.estimate(replace(task, max_people=most)), seconds)
+        people = _people(await self._pipeline.estimate(replace(task, max_people=most), again), seconds)
         seen = _Seen(people, np.zeros(len(people.scores), np.int64), np.ones(len(people.scores), np.bool_))
         if (people.width, people.height) != self._size:
             self._tracks = []

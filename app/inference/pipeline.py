@@ -161,7 +161,7 @@ class Pipeline:
         metrics.queue_limit.set(settings.queue_crops)
         self._picture_threads = ThreadPoolExecutor(self._lanes, "pictures")
         self._throttled = throttled_seconds()
-        self._warm = False
+        self._not_warm: str | None = "The models are being warmed up."
         self.draining = False  # the service is about to stop; what still comes is answered
 
     @property
@@ -173,25 +173,29 @@ class Pipeline:
     @property
     def why_not_ready(self) -> str | None:
         """Why no work is taken at present; None where it is."""
-        if not self._warm:
-            return "The models are being warmed up."
+        if self._not_warm:
+            return self._not_warm
         return None if self.scheduler.ready else "No lane runs, or as many as there are cores stand still."
 
     async def start(self) -> None:
         """Open the lanes and run every batch size of every model once, which also measures the capacity."""
         self.scheduler.start()
-        for model in self._models.values():
-            seconds = await self._warm_up(model.description, model.plain, model.with_flip_test)
-            if model.description.id == self.default:
-                self.scheduler.seconds_per_crop = seconds
-            self._metrics.capacity.labels(model.description.id).set(self._lanes / seconds)
-        if self.detector:
-            await self._warm_up(self.detector.description, self.detector.network)
-        self._warm = True
+        try:
+            for model in self._models.values():
+                seconds = await self._warm_up(model.description, model.plain, model.with_flip_test)
+                if model.description.id == self.default:
+                    self.scheduler.seconds_per_crop = seconds
+                self._metrics.capacity.labels(model.description.id).set(self._lanes / seconds)
+            if self.detector:
+                await self._warm_up(self.detector.description, self.detector.network)
+        except Exception:
+            self._not_warm = "The warm-up failed; the log tells why."
+            raise
+        self._not_warm = None
 
     async def stop(self) -> None:
         """Close the lanes and the picture threads."""
-        self._warm = False
+        self._not_warm = "The service has stopped."
         await self.scheduler.stop()
         self._picture_threads.shutdown(wait=False, cancel_futures=True)
 

@@ -109,6 +109,7 @@ def open_graph(stored: StoredModel, *outputs: list[int]) -> onnxruntime.Inferenc
         or inputs[0].type != "tensor(uint8)"
         or inputs[0].shape[1:] != expected
         or [output.shape[1:] for output in given] != list(outputs)
+        or any(isinstance(each.shape[0], int) for each in (*inputs, *given))  # of one size of batch alone
     ):
         raise ModelError(
             f"model {description.id}: model.onnx must take uint8 {_batch_of(expected)} and give "

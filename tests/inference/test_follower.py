@@ -129,7 +129,7 @@ def test_there_are_so_many_people_and_no_more(follow, two_women):
 
 def test_a_frame_that_is_looked_at_twice_is_counted_once(follow, woman, nobody):
     before = follow.metrics.images._value.get()
-    seen = follow([woman] * 3 + [nobody] * 3)
+    seen = follow([woman] * 3 + [nobody] * 3 + [woman[:-2], woman, woman[:-2]])  # and those of another size
     assert follow.metrics.images._value.get() - before == len(seen)
 
 

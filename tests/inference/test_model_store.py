@@ -47,15 +47,16 @@ def graph(
     outputs: list[object] = [1, 17, 64, 48],  # noqa: B006
     type_: int = TensorProto.UINT8,
     more: int = 0,
+    batch: object = "N",
 ) -> bytes:
-    """A small graph that answers zeros of the given shapes."""
+    """A small graph that answers zeros; the shapes are those of a batch of one, and `batch` is how many it says it takes."""
     content = helper.make_tensor("zeros", TensorProto.FLOAT, [1], [0.0])
     names = [f"out{i}" for i in range(more + 1)]
     made = helper.make_graph(
         [helper.make_node("ConstantOfShape", ["shape"], [name], value=content) for name in names],
         "g",
-        [helper.make_tensor_value_info("crops", type_, inputs)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, outputs) for name in names],
+        [helper.make_tensor_value_info("crops", type_, [batch, *inputs[1:]])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *outputs[1:]]) for name in names],
         [helper.make_tensor("shape", TensorProto.INT64, [len(outputs)], outputs)],
     )
     return onnx.helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
@@ -162,8 +163,9 @@ def test_a_file_that_is_no_graph_is_told(folder, content):
         graph(outputs=[1, 17, 48, 64]),
         graph(type_=TensorProto.FLOAT),
         graph(more=1),
+        graph(batch=1),
     ],
-    ids=["NCHW", "square", "no channels", "18 joints", "turned", "float", "two outputs"],
+    ids=["NCHW", "square", "no channels", "18 joints", "turned", "float", "two outputs", "one at a time"],
 )
 def test_another_graph_is_told(folder, content):
     set_graph(folder, content)
