@@ -79,7 +79,9 @@ def serve() -> int:
     )
     try:
         sock = socket.create_server(
-            (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+            (settings.host, settings.port),
+            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
+            dualstack_ipv6=settings.host == "::" and socket.has_dualstack_ipv6(),
         )
     except OSError as error:
         print(f"POSE_HOST, POSE_PORT: cannot listen on {settings.host}:{settings.port} ({error.strerror})", file=sys.stderr)

@@ -97,8 +97,9 @@ def predict(
 ) -> None:
     """Find the people of PHOTOS, files or folders, and write one COCO file of them all.
 
-    A photo is called by its path in the folder that was named, or by its name alone. One that cannot be read is left
-    out and told of at the end; the exit code is 1 then.
+    A photo is called by its path in the folder that was named, or by its name alone. Of folders, files named .jpg, .jpeg,
+    .png, .webp, .bmp, .tif and .tiff are photos. One that cannot be read is left out and told of at the end; the exit code
+    is 1 then. Without --boxes, photos are numbered from 0 in the order of their paths; COCO results name nothing else.
     """
     settings = _settings()
     from app import photos as many
@@ -241,6 +242,8 @@ def _told(run: "Callable[[], Any]") -> int:
 
     try:
         return int(asyncio.run(run()))
+    except BrokenPipeError:  # who read the output has enough: click ends without a word
+        raise
     except (PoseError, ModelError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -26,7 +26,7 @@ import numpy.typing as npt
 __all__ = ["AsyncPoseClient", "NoAnswer", "Options", "Pose", "PoseClient", "PoseError", "Refused"]
 
 Float64 = npt.NDArray[np.float64]
-Picture = bytes | bytearray | memoryview | str | os.PathLike[str] | npt.NDArray[np.uint8]
+Picture = bytes | bytearray | memoryview | str | os.PathLike[str] | npt.NDArray[Any]
 Boxes = Sequence[Sequence[float]] | Float64
 
 _URL = "http://localhost:8000"
@@ -97,7 +97,7 @@ class PoseClient:
         *,
         key: str | None = None,
         retries: int = _RETRIES,
-        timeout: httpx.Timeout = _TIMEOUT,
+        timeout: httpx.Timeout | float = _TIMEOUT,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retries = retries
@@ -107,7 +107,7 @@ class PoseClient:
         """The people of a picture: a file's path or bytes, or pixels [H, W] or [H, W, 3] (uint8, BGR as OpenCV has them).
 
         `boxes` [N, 4] are the people, x, y, width, height; without them the service finds them. Raises PoseError, OSError
-        where the file cannot be read, and ValueError for pixels of another kind.
+        where the file cannot be read, and ValueError for pixels of another kind, boxes that are none and unknown options.
         """
         return _pose_of(self._ask("POST", "/v1/pose", **_request(picture, boxes, options)))
 
@@ -152,7 +152,7 @@ class AsyncPoseClient:
         *,
         key: str | None = None,
         retries: int = _RETRIES,
-        timeout: httpx.Timeout = _TIMEOUT,
+        timeout: httpx.Timeout | float = _TIMEOUT,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._retries = retries
@@ -218,6 +218,8 @@ def _headers(key: str | None) -> dict[bytes, bytes]:
 
 def _request(picture: Picture, boxes: Boxes | None, options: Options) -> dict[str, Any]:
     """The body and query of a request; boxes stand in a form, since a query has no room for many."""
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise ValueError(f"there is no option {min(unknown)!r}; there are {', '.join(Options.__annotations__)}")
     query = {name: value for name, value in options.items() if value is not None}
     file = _file_of(picture)
     if boxes is None:
@@ -225,6 +227,8 @@ def _request(picture: Picture, boxes: Boxes | None, options: Options) -> dict[st
     rows = np.asarray(boxes, np.float64)
     if rows.size and (rows.ndim != 2 or rows.shape[1] != 4):
         raise ValueError(f"boxes are [N, 4], x, y, width, height of each; these are {list(rows.shape)}")
+    if not np.isfinite(rows).all():
+        raise ValueError(f"boxes are finite numbers; box {int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])} is not")
     return {"files": {"image": ("image", file)}, "data": {"boxes": json.dumps(rows.tolist())}, "params": query}
 
 

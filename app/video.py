@@ -2,8 +2,10 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -117,13 +119,15 @@ async def track(
             lines = opened.enter_context(_lines(out)) if out else None if draw else sys.stdout.buffer
             await pipeline.start()
             for number, (seconds, frame) in enumerate(frames):
+                started = time.perf_counter()
                 try:
                     task = frame_task(drawing.encode(frame, ".bmp"), options, settings)
                     followed = await follower.follow(task, seconds)
                 except PictureError as error:
                     raise click.ClickException(f"{frames.file}: {problem_of(error).detail}") from error
                 if lines:
-                    lines.write(_line(number, followed, model, threshold))
+                    timing = followed.seconds | {"total": time.perf_counter() - started}
+                    lines.write(_line(number, replace(followed, seconds=timing), model, threshold))
                 if film:
                     _draw(frame, followed, model, threshold)
                     film.write(frame)

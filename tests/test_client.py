@@ -68,6 +68,13 @@ def test_thousands_of_boxes_reach_the_service(pose_client):
     assert refused.value.code == "too_many_boxes"
 
 
+def test_boxes_that_are_no_numbers_and_options_that_there_are_not(pose_client):
+    with pytest.raises(ValueError, match="boxes are finite numbers; box 1 is not"):
+        pose_client.estimate(PHOTO, [[0, 0, 9, 9], [0, 0, float("nan"), 9]])
+    with pytest.raises(ValueError, match="there is no option 'format'; there are model, "):
+        pose_client.estimate(PHOTO, format="results")
+
+
 @pytest.mark.parametrize("boxes", [[1, 2, 3, 4], [[1, 2, 3]], [[[1, 2, 3, 4]]]])
 def test_boxes_of_another_form(pose_client, boxes):
     with pytest.raises(ValueError, match=r"boxes are \[N, 4\], x, y, width, height of each; these are"):

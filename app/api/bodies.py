@@ -259,14 +259,20 @@ def _boxes_of_several(
         return [None] * count
     if count == 1 and not text.lstrip().startswith("["):
         return [_boxes_of_one(text, loc, settings)]
+    if count > 1 and not text.lstrip().startswith("["):
+        raise _no_list_a_picture(count, loc)
     content = _parsed_json(text, loc)
     if count == 1 and not _is_list_a_picture(content):
-        content = [content]
+        return [_checked_boxes(content, loc, settings)]
     if not isinstance(content, list) or len(content) != count:
-        raise at("invalid_box", loc, f"must be a JSON list of {count} lists of boxes, one for each picture")
+        raise _no_list_a_picture(count, loc)
     return [
         None if boxes is None else _checked_boxes(boxes, (*loc, number), settings) for number, boxes in enumerate(content)
     ]
+
+
+def _no_list_a_picture(count: int, loc: Location) -> Problem:
+    return at("invalid_box", loc, f"must be a JSON list of {count} lists of boxes, one for each picture")
 
 
 def _is_list_a_picture(content: Any) -> bool:
@@ -287,7 +293,8 @@ def _checked_boxes(content: Any, loc: Location, settings: Settings) -> npt.NDArr
     for i, box in enumerate(content):
         numbers = isinstance(box, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in box)
         if not numbers or len(box) != 4 or not all(math.isfinite(v) for v in box):
-            raise at("invalid_box", (*loc, i), "must be [x, y, width, height], four finite numbers")
+            told = orjson.dumps(box).decode()[:_TOLD_CHARACTERS]
+            raise at("invalid_box", (*loc, i), f"must be [x, y, width, height], four finite numbers; it is {told}")
     return np.array(content, np.float64).reshape(-1, 4)
 
 

@@ -96,13 +96,18 @@ def problem_of(error: BaseException) -> Problem:  # noqa: C901 - one line a case
         case scheduler.ShuttingDown() | asyncio.CancelledError():
             return Problem("shutting_down", "The service stopped before the request was done.", retry_after=1)
         case TimeoutError():
-            return Problem("deadline_exceeded", "The deadline of the request (timeout_ms) passed; its work was dropped.")
+            return Problem(
+                "deadline_exceeded",
+                "The deadline of the request (timeout_ms, or the service's) passed; its work was dropped.",
+            )
         case ClientDisconnect():
             return Problem("malformed_body", "The connection closed before the body was complete.")
         case HTTPException(status_code=404):
-            return Problem("not_found", "There is no page at this path.")
+            return Problem("not_found", "There is no page at this path; /docs tells which there are.")
         case HTTPException(status_code=405):
-            return Problem("method_not_allowed", "This page does not take this method.")
+            return Problem(
+                "method_not_allowed", "This page does not take this method; the header Allow names those that it takes."
+            )
         case _:
             return Problem("internal_error", "A defect of the service; its log holds the cause under the request id.")
 
