@@ -181,7 +181,7 @@ async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
             content = orjson.dumps(
                 content_of(problem, socket.state.request_id) | {"image_id": number, "skipped": number - before - 1}
             )
-            metrics.stream_frames.labels("failed" if problem.code == "internal_error" else "refused").inc()
+            metrics.stream_frames.labels("failed" if problem.status in (500, 503) else "refused").inc()
         else:
             seconds = followed.seconds | {"total": time.perf_counter() - came}
             timing = {stage: seconds[stage] * 1000 for stage in STAGES if stage in seconds}
