@@ -245,7 +245,7 @@ SERVICE = [
             "wait: cores are shared or throttled.",
             "short",
             query(CROPS, "people"),
-            query(f"sum by (model) (pose_crops_per_second_capacity{{{MODEL}}})", "capacity {{{{model}}}}"),
+            query(f"sum by (model) (pose_crops_per_second_capacity{{{MODEL}}})", "capacity {{model}}"),
             query("vector(17)", "the paper"),
         ),
         graph(

@@ -69,6 +69,12 @@ def test_dashboards_are_those_that_the_script_writes(tmp_path, monkeypatch):
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize(("dashboard", "panel"), panels())
+def test_a_legend_is_words_and_labels(dashboard, panel):
+    for target in panel.get("targets", []):
+        assert re.fullmatch(r"([^{}]|\{\{\w+\}\})*", target.get("legendFormat", "")), dashboard
+
+
 @pytest.mark.parametrize(("where", "expression"), list(queries()))
 def test_a_query_asks_for_metrics_that_there_are(where, expression):
     without_labels = re.sub(r"\{[^}]*\}|\"[^\"]*\"", "", expression)
