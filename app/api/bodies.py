@@ -318,7 +318,10 @@ def _single_values(items: Sequence[tuple[str, str]], where: str) -> dict[str, st
     for name, value in items:
         if name in values and name != "boxes":
             raise at("invalid_option", (where, name), "is given twice")
-        values[name] = f"{values[name]};{value}" if name in values else value
+        joined = f"{values[name]};{value}" if name in values else value
+        if len(joined) > _FIELD_BYTES:  # one field alone is no longer
+            raise Problem("malformed_body", f"The fields {name} of the form have over {_FIELD_BYTES:,} bytes together.")
+        values[name] = joined
     return values
 
 

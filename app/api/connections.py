@@ -146,7 +146,9 @@ class Connection(HttpToolsProtocol):
             return
         super().on_headers_complete()  # raises for a URL that is none
         # A connection that closes with its answer does so once the body is read: before, it would be reset, the answer lost.
-        self._closes, self.cycle.keep_alive = not self.cycle.keep_alive, True
+        # Where the client waits for a 100 to send it, nothing is on its way.
+        self._closes = not (self.cycle.keep_alive or self.expect_100_continue)
+        self.cycle.keep_alive |= self._closes
         self._head_complete, self._framing_bytes = True, 0
         self._expect(None)
 

@@ -248,6 +248,15 @@ def test_a_refusal_is_read_by_a_client_whose_connection_closes(patient, version)
             assert problem(read_to_end(sock)) == (415, "unsupported_media_type")
 
 
+def test_a_client_that_waits_before_its_body_is_refused_and_told_of_the_close(patient):
+    head = "POST /v1/pose HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nConnection: close\r\nExpect: 100-continue\r\n"
+    with connect(patient.port) as sock:
+        sock.sendall(f"{head}Content-Length: 3000000\r\n\r\n".encode())
+        answer = read_to_end(sock)
+    assert problem(answer) == (415, "unsupported_media_type")
+    assert b"connection: close" in answer.lower()
+
+
 def test_a_head_that_begins_behind_another_request_may_arrive_in_pieces(patient, t_pose):
     """Cut in the end of the head, and behind a line's end of the body, which is no part of it."""
     body = b'{\r\n"images": [{"data": "%s", "boxes": []}]}' % base64.b64encode(t_pose)

@@ -121,6 +121,13 @@ def test_options_of_json_may_stand_in_the_query(client, t_pose):
     assert isinstance(client.post("/v1/pose", params={"format": "results"}, json=body).json(), list)
 
 
+def test_boxes_that_are_repeated_have_the_room_of_one_field(client, t_pose):
+    form = {"boxes": ["12;" * 300_000, "12;" * 300_000]}
+    answer = client.post("/v1/pose", files={"image": t_pose}, data=form)
+    assert (answer.status_code, answer.json()["type"]) == (400, "/problems/malformed_body")
+    assert answer.json()["detail"] == "The fields boxes of the form have over 1,048,576 bytes together."
+
+
 def test_boxes_of_a_query_may_be_joined_repeated_or_json(client, two_women):
     joined = post_picture(client, two_women, boxes=TWO_WOMEN).json()
     assert len(joined["annotations"]) == 2
