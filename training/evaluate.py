@@ -20,9 +20,10 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from app.inference.pose import PoseModel, person_scores
+from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
 from app.vision import box
+from app.vision.people import person_scores
 from training.accuracy import Accuracy, decoder_table, joint_table, record, share_draws, table
 from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import ASPECT, Picture, in_order, read_annotations, read_pictures

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from app.inference.pipeline import Outcome, People, PictureError, Pipeline, PoseTask
-from app.inference.pose import distinct_people, person_scores
 from app.vision import box, detection, tracking
+from app.vision.people import distinct_people, person_scores
 
 Bool = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]

@@ -18,12 +18,13 @@ import numpy.typing as npt
 
 from app.inference.detector import Detector, Letterbox
 from app.inference.model_store import DetectorDescription, InputTable, ModelDescription, ModelError, load_model, stored_models
-from app.inference.pose import Crops, PoseModel, distinct_people, person_scores
+from app.inference.pose import Crops, PoseModel
 from app.inference.scheduler import Network, Room, Scheduler
 from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from app.vision import box, detection, image
+from app.vision.people import distinct_people, person_scores
 
 log = logging.getLogger(__name__)
 

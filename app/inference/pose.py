@@ -19,8 +19,6 @@ from app.vision import box, crop, heatmap
 Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
 
-_SCORED = 0.2  # joints at or below it do not count in a person's score (the reference's IN_VIS_THRE)
-_SAME_PLACE = 0.075  # of a person's size; see distinct_people
 _GOLDEN_CELLS = 0.5  # that a joint of the golden crop may be off
 
 
@@ -141,31 +139,3 @@ class PoseModel:
             errors = heatmap.expected_errors(signs, np.array(calibration.intercepts, np.float32), weights)
             keypoints = np.concatenate([keypoints, errors[..., None]], axis=2)
         return BatchResult(keypoints, inferred - started, time.perf_counter() - inferred)
-
-
-def person_scores(keypoints: npt.NDArray[np.float64], box_scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Scores [N] of people: the mean over keypoints [N, K, 3] scored above 0.2, times the box's (lib/dataset/coco.py)."""
-    scores = keypoints[..., 2]
-    counted = scores > _SCORED
-    mean = (scores * counted).sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
-    return np.asarray(mean * box_scores)
-
-
-def distinct_people(
-    keypoints: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], boxes: npt.NDArray[np.float64]
-) -> npt.NDArray[np.bool_]:
-    """Which of the found people of a picture, [N, K, 3] with scores [N] and boxes [N, 4], are nobody of a higher score.
-
-    Somebody is often found twice, whole and in part. It is the same person where at least half of the joints scored above 0.2
-    lie where a better one has them, to 7.5 % of the size (the root of the area) of the smaller box.
-    """
-    sure = keypoints[..., 2] > _SCORED
-    sizes = np.sqrt(boxes[:, 2:].prod(axis=1))
-    x, y = keypoints[..., 0], keypoints[..., 1]
-    near = np.hypot(x[:, None] - x, y[:, None] - y) < _SAME_PLACE * np.minimum(sizes[:, None], sizes)[..., None]
-    shared, least = (near & sure[:, None]).sum(axis=2), np.maximum(sure.sum(axis=1) / 2, 1)
-    same = np.asarray(shared >= least[:, None])
-    distinct = np.zeros(len(scores), np.bool_)
-    for person in np.argsort(-scores, kind="stable"):
-        distinct[person] = not (same[person] & distinct).any()
-    return distinct

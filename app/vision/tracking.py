@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from app.vision.people import SURE
+
 Float64 = npt.NDArray[np.float64]
 
-_SURE = 0.2  # joints at or below it tell nothing of where somebody is
 _LEAST_JOINTS = 4
 _MARGINS = (-0.25, 0.75)  # the least and the most that is taken for one
 # How far COCO's boxes reach beyond the outermost joints: medians over the joints that lpn50 finds of 1,316 labelled people of
@@ -57,7 +58,7 @@ def next_boxes(boxes: Float64, keypoints: Float64, beyond: Float64, width: int, 
 
 def _extents(boxes: Float64, keypoints: Float64) -> tuple[Float64, Float64, Float64]:
     """The corners [N, 2] of the sure joints and their longer extent [N]; the boxes' corners and 0 where there are too few."""
-    sure = (keypoints[..., 2] > _SURE)[..., None]
+    sure = (keypoints[..., 2] > SURE)[..., None]
     enough = (sure.sum(axis=(1, 2)) >= _LEAST_JOINTS)[:, None]
     low = np.where(enough, np.where(sure, keypoints[..., :2], np.inf).min(axis=1), boxes[:, :2])
     high = np.where(enough, np.where(sure, keypoints[..., :2], -np.inf).max(axis=1), boxes[:, :2] + boxes[:, 2:])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from app.inference.pose import distinct_people
+from app.vision.people import distinct_people
 
 BOX = np.array([100.0, 100, 80, 200])  # size 126: the same place is within 9.5 pixels
 
