@@ -3,11 +3,12 @@
 OpenCV decodes and turns pictures upright. It is silent about files that end early, so the end is looked for here.
 """
 
+import contextlib
 import math
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -159,15 +160,22 @@ def _measure_png(data: bytes) -> Header:
     first, name, width, height = struct.unpack_from(">I4sII", data, 8)
     if (first, name) != (13, b"IHDR"):
         raise InvalidImage("is a PNG file that does not begin with its header")
-    position = 8
-    for _ in range(_PNG_CHUNKS):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        position += 12 + length
-        if position > len(data):
+    for number, (_, _, end) in enumerate(_png_chunks(data)):
+        if number == _PNG_CHUNKS:
+            raise InvalidImage(f"is a PNG file of more than {_PNG_CHUNKS:,} chunks")
+        if end > len(data):
             raise InvalidImage("is a PNG file that ends early")
-        if kind == b"IEND":
-            return Header("PNG", width, height)
-    raise InvalidImage(f"is a PNG file of more than {_PNG_CHUNKS:,} chunks")
+    return Header("PNG", width, height)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The kind, begin and end of each chunk up to the last. Raises struct.error where the file ends before it."""
+    kind, end = b"", 8
+    while kind != b"IEND":
+        begin = end
+        length, kind = struct.unpack_from(">I4s", data, begin)
+        end = begin + 12 + length
+        yield kind, begin, end
 
 
 def _check_png_data(data: bytes, header: Header) -> None:
@@ -177,38 +185,26 @@ def _check_png_data(data: bytes, header: Header) -> None:
     # with a byte for the filter and one of padding for each row, of which Adam7 makes nearly two
     left = header.width * header.height * depth * colours // 8 + 4 * header.height + 16
     inflate = zlib.decompressobj()
-    position = 8
-    try:
-        while left > 0 and not inflate.eof:
-            length, kind = struct.unpack_from(">I4s", data, position)
-            if kind == b"IDAT":
-                packed = data[position + 8 : position + 8 + length]
-                while packed and left > 0:
-                    left -= len(inflate.decompress(packed, _INFLATED_AT_ONCE))
-                    packed = inflate.unconsumed_tail
-            elif kind == b"IEND":
-                return
-            position += 12 + length
-    except zlib.error:
-        return  # the decoder judges
-    if left <= 0:
-        raise InvalidImage("is a PNG file with more data than its pixels need")
+    with contextlib.suppress(zlib.error):  # the decoder judges
+        for kind, begin, end in _png_chunks(data):
+            packed = data[begin + 8 : end - 4] if kind == b"IDAT" and not inflate.eof else b""
+            while packed:
+                left -= len(inflate.decompress(packed, _INFLATED_AT_ONCE))
+                if left <= 0:
+                    raise InvalidImage("is a PNG file with more data than its pixels need")
+                packed = inflate.unconsumed_tail
 
 
 def _what_is_read(data: bytes) -> bytes:
     """A PNG file that `_measure_png` has taken, without the chunks that make no pixels."""
-    parts, begin, position = [], 0, 8
-    kind, seen = b"", set[bytes]()
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 12 + length
+    parts, start, seen = [], 0, set[bytes]()
+    for kind, begin, end in _png_chunks(data):
         if kind not in _PNG_READ or kind in seen:
-            parts.append(data[begin:position])
-            begin = end
+            parts.append(data[start:begin])
+            start = end
         elif kind in _PNG_ONCE:
             seen.add(kind)
-        position = end
-    return b"".join([*parts, data[begin:]]) if parts else data
+    return b"".join([*parts, data[start:]]) if parts else data
 
 
 def _measure_webp(data: bytes) -> Header:
