@@ -36,7 +36,6 @@ _WISHES = {  # pydantic's kind of error → what it must be, in our words
     "float_parsing": "a number",
     "float_type": "a number",
     "greater_than_equal": "{ge} or more",
-    "int_from_float": "a whole number",
     "int_parsing": "a whole number",
     "int_parsing_size": "a whole number of fewer digits",
     "int_type": "a whole number",

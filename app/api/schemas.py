@@ -28,7 +28,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class Options(BaseModel):
     """The options of POST /v1/pose, the same in a query, a form and JSON."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(None, description="A pose model from /v1/models, name or name/version.", max_length=128)
     format: Literal["coco", "results"] = Field(
@@ -129,8 +129,6 @@ class ResultOut(BaseModel):
 
 class ModelOut(BaseModel):
     """A model of the store: a pose model, or the detector, which knows no keypoints."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     kind: Literal["pose", "detector"]
     name: str
