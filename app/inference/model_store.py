@@ -176,8 +176,8 @@ class StoredModel:
         off = np.abs(found - expected).max(axis=0, initial=0)
         if not ((off[:-1] <= places).all() and off[-1] <= _GOLDEN_SCORE):  # also where it is not a number
             raise ModelError(
-                f"model {self.description.id} does not compute on this machine what it should: on golden.png it is off by "
-                f"{off[:-1].max():.3g} pixels and {off[-1]:.3g} of score"
+                f"model {self.description.id} does not compute on this machine what it should: on golden.png its places are "
+                f"off by {off[:-1].max():.3g} (at most {places:g}) and its scores by {off[-1]:.3g} (at most {_GOLDEN_SCORE})"
             )
 
 

@@ -53,7 +53,7 @@ def draw_numbers(picture: UInt8, boxes: npt.NDArray[np.float64], numbers: Sequen
 
 
 def encode(picture: UInt8, extension: str) -> bytes:
-    """A picture as a file of the kind that `extension` names: .jpg or .png."""
+    """A picture as a file of the kind that `extension` names: .jpg, .png or .bmp."""
     written, data = cv2.imencode(extension, picture)
     if not written:
         raise ValueError(f"OpenCV did not write a {extension} file of {picture.shape}")

@@ -57,7 +57,8 @@ def scores_at(heatmaps: Float32, places: Float32) -> Float32:
 
 
 def quarter_shift(heatmaps: Float32, places: Float32) -> Float32:
-    """Places [N, K, 2] moved a quarter cell towards the higher neighbour on each axis, except in the border cells."""
+    """Places [N, K, 2] moved a quarter cell towards the higher neighbour on each axis, except those in the first two rows or
+    columns or the last, as in the reference."""
     height, width = heatmaps.shape[2:]
     x, y = np.moveaxis(np.floor(places + np.float32(0.5)).astype(np.intp), 2, 0)
     inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)

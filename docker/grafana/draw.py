@@ -28,7 +28,7 @@ Series = list[tuple[dict[str, str], list[float], list[float]]]  # labels, second
 
 
 def ask(prometheus: httpx.Client, expression: str, minutes: float) -> Series:
-    """What Grafana would ask with all instances, models and stages chosen."""
+    """What Grafana would ask with all instances and models and the stage total chosen."""
     for variable, value in (("$__rate_interval", "20s"), ("$instance", ".*"), ("$model", ".*"), ("$stage", "total")):
         expression = expression.replace(variable, value)
     now = time.time()

@@ -2,7 +2,8 @@
 
 Time goes in steps of a second. People arrive by a day's curve with bursts; replicas run them at a fixed rate and refuse what
 their queues have no room for; KEDA is asked every fifteen seconds for the busy lanes and the waiting crops of the last thirty
-(the first two triggers; the third, the guard, is not simulated), and a new replica takes a while to be ready.
+(the first two triggers, of which the second counts the running crops as well; the third, the guard, is not simulated), and a
+new replica takes a while to be ready.
 """
 
 import argparse
