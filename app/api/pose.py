@@ -2,30 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from functools import partial
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.bodies import PoseRequest, read_pose_request
+from app.api.bodies import PictureIn, read_pose_request
 from app.api.formats import coco_data_set, coco_results
 from app.api.problems import Problem
 from app.api.schemas import DataSetOut, Options, ResultOut
 from app.inference.model_store import ModelDescription
-from app.inference.pipeline import Outcome, People, Pipeline, PoseTask
+from app.inference.pipeline import Drawing, Outcome, Pipeline, PoseTask
 from app.settings import Settings
-from app.vision.drawing import draw_people, encode
-
-UInt8 = npt.NDArray[np.uint8]
 
 router = APIRouter()
 
 _JSON = "application/json"
-MAX_PEOPLE = 50  # found in a picture, where the request names no number
+_MAX_PEOPLE = 50  # found in a picture, where the request names no number
 _DRAWN = {"image/jpeg": ".jpg", "image/png": ".png"}
 _BINARY = {"type": "string", "format": "binary"}
 
@@ -49,8 +43,11 @@ async def pose(request: Request) -> Response:
     asked = await read_pose_request(request, settings)
     answer_type = accepted_type(accept, len(asked.pictures))
     seconds["read"] = time.perf_counter() - started
+    model = pipeline.find(asked.options.model).description
+    threshold = threshold_of(asked.options, model)
+    drawing = Drawing(_DRAWN[answer_type], threshold) if answer_type in _DRAWN else None
     # The deadline counts from here: the body had its own time-out.
-    task = _task(asked, answer_type, asyncio.get_running_loop().time(), settings)
+    task = task_of(asked.pictures, asked.options, settings, drawing)
     outcome = await _unless_client_leaves(request, pipeline.estimate(task))
     if outcome is None:
         return Response(status_code=499)  # nobody is there to read it
@@ -58,7 +55,10 @@ async def pose(request: Request) -> Response:
     if outcome.drawn is not None:
         return Response(outcome.drawn, media_type=answer_type)
     started = time.perf_counter()
-    body = _json_of(asked, outcome)
+    if asked.options.format == "results":
+        body = coco_results(asked.pictures, outcome.people)
+    else:
+        body = coco_data_set(asked.pictures, outcome.people, model, threshold)
     seconds["encode"] = time.perf_counter() - started
     return Response(body, media_type=answer_type)
 
@@ -85,16 +85,17 @@ def accepted_type(accept: str, pictures: int = 1) -> str:
     return best
 
 
-def _task(asked: PoseRequest, answer_type: str, received: float, settings: Settings) -> PoseTask:
+def task_of(pictures: Sequence[PictureIn], options: Options, settings: Settings, drawing: Drawing | None = None) -> PoseTask:
+    """What to do with pictures, from now on."""
     return PoseTask(
-        pictures=[picture.data for picture in asked.pictures],
-        boxes=[picture.boxes for picture in asked.pictures],
-        model=asked.options.model,
-        flip_test=asked.options.flip_test,
-        detection_threshold=asked.options.detection_threshold,
-        max_people=asked.options.max_people or min(MAX_PEOPLE, settings.max_boxes),
-        draw=partial(_drawn, asked.options, _DRAWN[answer_type]) if answer_type in _DRAWN else None,
-        deadline=received + (asked.options.timeout_ms or settings.timeout_ms) / 1000,
+        pictures=[picture.data for picture in pictures],
+        boxes=[picture.boxes for picture in pictures],
+        model=options.model,
+        flip_test=options.flip_test,
+        detection_threshold=options.detection_threshold,
+        max_people=options.max_people or min(_MAX_PEOPLE, settings.max_boxes),
+        drawing=drawing,
+        deadline=asyncio.get_running_loop().time() + (options.timeout_ms or settings.timeout_ms) / 1000,
     )
 
 
@@ -118,16 +119,3 @@ async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, Outc
 def threshold_of(options: Options, model: ModelDescription) -> float:
     """The score from which a keypoint is called visible."""
     return model.keypoints.threshold if options.keypoint_threshold is None else options.keypoint_threshold
-
-
-def _drawn(options: Options, extension: str, pixels: UInt8, model: ModelDescription, people: People) -> bytes:
-    joints = model.keypoints
-    draw_people(pixels, people.keypoints, joints.skeleton, joints.names, threshold_of(options, model))
-    return encode(pixels, extension)
-
-
-def _json_of(asked: PoseRequest, outcome: Outcome) -> bytes:
-    model = outcome.model.description
-    if asked.options.format == "results":
-        return coco_results(asked.pictures, outcome.people)
-    return coco_data_set(asked.pictures, outcome.people, model, threshold_of(asked.options, model))

@@ -8,10 +8,10 @@ import orjson
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from app.api.bodies import read_stream_options
+from app.api.bodies import PictureIn, read_stream_options
 from app.api.formats import coco_frame
 from app.api.middleware import SUBPROTOCOL, let_go
-from app.api.pose import MAX_PEOPLE, threshold_of
+from app.api.pose import task_of, threshold_of
 from app.api.problems import Problem, content_of, problem_of
 from app.api.schemas import Options
 from app.inference.follower import Follower
@@ -194,13 +194,4 @@ async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
 
 def frame_task(frame: bytes, options: Options, settings: Settings) -> PoseTask:
     """What to do with a frame, a picture file, from now on."""
-    return PoseTask(
-        pictures=[frame],
-        boxes=[None],
-        model=options.model,
-        flip_test=options.flip_test,
-        detection_threshold=options.detection_threshold,
-        max_people=options.max_people or min(MAX_PEOPLE, settings.max_boxes),
-        draw=None,
-        deadline=asyncio.get_running_loop().time() + (options.timeout_ms or settings.timeout_ms) / 1000,
-    )
+    return task_of([PictureIn(0, None, frame, None)], options, settings)

@@ -23,7 +23,7 @@ from app.inference.scheduler import Network, Room, Scheduler
 from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
-from app.vision import box, detection, image
+from app.vision import box, detection, drawing, image
 from app.vision.people import distinct_people, person_scores
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,14 @@ class PictureError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Drawing:
+    """A drawn picture: the kind of file, .jpg or .png, and the score from which joints are drawn."""
+
+    extension: str
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
 class PoseTask:
     """What to do: picture files with the boxes [N, 4] of their people, None where the detector is to find them, and how."""
 
@@ -68,7 +76,7 @@ class PoseTask:
     flip_test: bool
     detection_threshold: float | None  # None: the detector's
     max_people: int  # that are found in a picture
-    draw: Callable[[UInt8, ModelDescription, "People"], bytes] | None  # makes a file of the first picture's pixels
+    drawing: Drawing | None  # of the first picture
     deadline: float  # on the event loop's clock
 
 
@@ -86,9 +94,8 @@ class People:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The people of each picture, by which model; the drawn picture where one was asked for; the seconds of each stage."""
+    """The people of each picture; the drawn picture where one was asked for; the seconds of each stage."""
 
-    model: PoseModel
     people: list[People]
     drawn: bytes | None
     seconds: dict[str, float]
@@ -244,7 +251,7 @@ class Pipeline:
             "infer": ticket.infer_seconds,
             "keypoints": ticket.keypoint_seconds,
         }
-        return Outcome(model, people, drawn, search | seconds | ({} if drawn is None else {"encode": encode}))
+        return Outcome(people, drawn, search | seconds | ({} if drawn is None else {"encode": encode}))
 
     async def _prepared(self, task: PoseTask, model: PoseModel, room: Room) -> tuple[list[_Prepared], dict[str, float]]:
         """All pictures, searched where they are to be, and cut; and the seconds that the search took and that was waited."""
@@ -260,16 +267,19 @@ class Pipeline:
 
         It is decoded again: kept from the first time, those of all waiting requests would be.
         """
-        draw = task.draw
-        if draw is None:
+        asked = task.drawing
+        if asked is None:
             return None, 0.0, 0.0
         started = time.perf_counter()
         async with asyncio.timeout_at(task.deadline):
-            (drawn,), wait = await self._on_picture_threads(
-                lambda n: draw(image.decode(task.pictures[n], self._settings.max_image_pixels), model.description, people),
-                [0],
-            )
+            (drawn,), wait = await self._on_picture_threads(lambda n: self._draw(task.pictures[n], asked, model, people), [0])
         return drawn, time.perf_counter() - started - wait, wait
+
+    def _draw(self, data: bytes, asked: Drawing, model: PoseModel, people: People) -> bytes:
+        joints = model.description.keypoints
+        picture = image.decode(data, self._settings.max_image_pixels)
+        drawing.draw_people(picture, people.keypoints, joints.skeleton, joints.names, asked.threshold)
+        return drawing.encode(picture, asked.extension)
 
     async def _search(self, task: PoseTask) -> tuple[dict[int, _Found], dict[str, float]]:
         """Who is found in the pictures without boxes, by the picture's number; and the seconds that each stage took."""
@@ -421,7 +431,7 @@ def _chosen(detectors: dict[str, Detector], name: str) -> Detector | None:
 def _room_for(task: PoseTask, found: Mapping[int, _Found]) -> int:
     """Crops that a task holds room for: its people, one for a picture until they are found, and one to draw."""
     people = sum(1 if boxes is None else len(boxes) for n, boxes in enumerate(task.boxes) if n not in found)
-    return max(1, people + sum(len(each.people) for each in found.values())) + (task.draw is not None)
+    return max(1, people + sum(len(each.people) for each in found.values())) + (task.drawing is not None)
 
 
 def _found_boxes(found: _Found, width: float, height: float) -> tuple[Float64, npt.NDArray[np.bool_]]:
@@ -432,8 +442,8 @@ def _found_boxes(found: _Found, width: float, height: float) -> tuple[Float64, n
 
 def _people(model: PoseModel, prepared: list[_Prepared], results: list[Float32]) -> list[People]:
     """The results of all crops, dealt out to their pictures and mapped into their pixels; who was found: once, best first."""
-    joints = len(model.description.keypoints.names)
-    cells = np.stack(results) if results else np.zeros((0, joints, 3), np.float32)
+    joints, columns = len(model.description.keypoints.names), 3 if model.description.calibration is None else 4
+    cells = np.stack(results) if results else np.zeros((0, joints, columns), np.float32)
     people, start = [], 0
     for picture in prepared:
         keypoints = model.to_picture(cells[start : start + len(picture.boxes)], picture.crops)
@@ -443,6 +453,6 @@ def _people(model: PoseModel, prepared: list[_Prepared], results: list[Float32])
         if picture.found:
             kept = np.flatnonzero(distinct_people(keypoints, scores, picture.boxes))
             kept = kept[np.argsort(-scores[kept], kind="stable")]
-        columns = (each[kept] for each in (picture.boxes, picture.box_scores, keypoints, scores))
-        people.append(People(picture.width, picture.height, *columns))
+        own = (each[kept] for each in (picture.boxes, picture.box_scores, keypoints, scores))
+        people.append(People(picture.width, picture.height, *own))
     return people

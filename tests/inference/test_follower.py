@@ -51,7 +51,7 @@ def follow() -> Iterable[Callable[..., list[Followed]]]:
                     flip_test=False,
                     detection_threshold=None,
                     max_people=max_people,
-                    draw=None,
+                    drawing=None,
                     deadline=asyncio.get_running_loop().time() + 60,
                 )
                 found.append(await follower.follow(task, number / rate))

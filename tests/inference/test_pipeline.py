@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
-from app.inference.pipeline import PictureError, Pipeline, PoseTask
+from app.inference.pipeline import Drawing, PictureError, Pipeline, PoseTask
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
-from app.vision import image
+from app.vision import drawing, image
 
 BOX = np.array([[295.0, 15, 545, 595]])
 
@@ -36,9 +36,9 @@ def drive(work: Callable[[Pipeline], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(main())
 
 
-def task(pictures: list[bytes], seconds: float = 30, draw: Any = None) -> PoseTask:
+def task(pictures: list[bytes], seconds: float = 30, drawn: Drawing | None = None) -> PoseTask:
     deadline = asyncio.get_running_loop().time() + seconds
-    return PoseTask(pictures, [BOX] * len(pictures), None, False, None, 50, draw, deadline)
+    return PoseTask(pictures, [BOX] * len(pictures), None, False, None, 50, drawn, deadline)
 
 
 def test_the_picture_threads_queue_keeps_nothing_of_a_request_that_has_ended():
@@ -214,14 +214,17 @@ def test_a_large_photo_of_somebody_small_is_decoded_again_for_the_crop(t_pose, r
     drive(work)
 
 
-def test_the_wait_before_a_picture_is_drawn_is_told_as_queue(t_pose):
-    def draw_slowly(*_: object) -> bytes:
-        time.sleep(1)
-        return b"drawn"
+def test_the_wait_before_a_picture_is_drawn_is_told_as_queue(t_pose, monkeypatch):
+    encode, slow_first = drawing.encode, iter([1, 0])
+
+    def slowly(*drawn: Any) -> bytes:
+        time.sleep(next(slow_first))
+        return encode(*drawn)
 
     async def work(pipeline: Pipeline) -> None:
-        slow = asyncio.create_task(pipeline.estimate(task([t_pose], draw=draw_slowly)))
-        quick = asyncio.create_task(pipeline.estimate(task([t_pose], draw=lambda *_: b"drawn")))
+        monkeypatch.setattr(drawing, "encode", slowly)
+        slow = asyncio.create_task(pipeline.estimate(task([t_pose], drawn=Drawing(".jpg", 0.2))))
+        quick = asyncio.create_task(pipeline.estimate(task([t_pose], drawn=Drawing(".jpg", 0.2))))
         seconds = (await quick).seconds
         assert seconds["queue"] > 0.5 > seconds["encode"]
         await slow
@@ -229,21 +232,35 @@ def test_the_wait_before_a_picture_is_drawn_is_told_as_queue(t_pose):
     drive(work)
 
 
-def test_a_picture_is_drawn_within_the_deadline_and_its_room(t_pose):
+def test_a_picture_is_drawn_within_the_deadline_and_its_room(t_pose, monkeypatch):
+    encode = drawing.encode
+
     async def work(pipeline: Pipeline) -> None:
         admitted = []
 
-        def draw(pixels: np.ndarray, *_: object) -> bytes:
+        def seen(pixels: np.ndarray, extension: str) -> bytes:
             admitted.append((pixels.shape, pipeline.scheduler.admitted))
-            return b"drawn"
+            return encode(pixels, extension)
 
-        assert (await pipeline.estimate(task([t_pose], draw=draw))).drawn == b"drawn"
+        monkeypatch.setattr(drawing, "encode", seen)
+        drawn = (await pipeline.estimate(task([t_pose], drawn=Drawing(".png", 0.2)))).drawn
+        assert cv2.imdecode(np.frombuffer(drawn, np.uint8), cv2.IMREAD_COLOR).shape == (720, 1080, 3)
         assert admitted == [((720, 1080, 3), 1)]
         assert pipeline.scheduler.admitted == 0
+        monkeypatch.setattr(drawing, "encode", lambda *_: time.sleep(3))
         started = time.monotonic()
         with pytest.raises(TimeoutError):
-            await pipeline.estimate(task([t_pose], 1, lambda *_: time.sleep(3)))
+            await pipeline.estimate(task([t_pose], 1, Drawing(".jpg", 0.2)))
         assert time.monotonic() - started < 2.5
         assert pipeline.scheduler.admitted == 0
+
+    drive(work)
+
+
+def test_nobody_has_as_many_columns_as_somebody(t_pose):
+    async def work(pipeline: Pipeline) -> None:
+        for boxes in (BOX, np.zeros((0, 4))):
+            (people,) = (await pipeline.estimate(replace(task([t_pose]), boxes=[boxes]))).people
+            assert people.keypoints.shape == (len(boxes), 17, 4)
 
     drive(work)
