@@ -21,13 +21,16 @@ async def livez() -> StatusOut:
 @router.get("/readyz", summary="Whether work is taken")
 async def readyz(request: Request) -> StatusOut:
     """200 when every model has answered a warm-up and lanes run, else 503 with the reason."""
-    pipeline: Pipeline = request.app.state.pipeline
+    check_ready(request.app.state.pipeline)
+    return StatusOut(status="ready")
+
+
+def check_ready(pipeline: Pipeline) -> None:
+    """Raise Problem while nothing new is to be sent here."""
     if pipeline.draining:
         raise Problem("shutting_down", "The service is about to stop.", retry_after=1)
-    reason = pipeline.why_not_ready
-    if reason is not None:
-        raise Problem("not_ready", reason, retry_after=1)
-    return StatusOut(status="ready")
+    if pipeline.why_not_ready:
+        raise Problem("not_ready", pipeline.why_not_ready, retry_after=1)
 
 
 _FORMS = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}

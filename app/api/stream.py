@@ -10,12 +10,13 @@ from starlette.websockets import WebSocketDisconnect
 
 from app.api.bodies import PictureIn, read_stream_options
 from app.api.formats import coco_frame
+from app.api.health import check_ready
 from app.api.middleware import SUBPROTOCOL, let_go
 from app.api.pose import task_of, threshold_of
 from app.api.problems import Problem, content_of, problem_of
 from app.api.schemas import Options
 from app.inference.follower import Follower
-from app.inference.pipeline import NoDetector, NotReady, Pipeline, PoseTask
+from app.inference.pipeline import NoDetector, Pipeline, PoseTask
 from app.settings import Settings
 from app.telemetry.metrics import STAGES, Metrics
 
@@ -42,13 +43,17 @@ async def no_handshake() -> None:
 async def stream(socket: WebSocket) -> None:
     """Follow the people of a video until its client leaves. Raises Problem, or the pipeline's, before it accepts."""
     settings: Settings = socket.app.state.settings
+    pipeline: Pipeline = socket.app.state.pipeline
     metrics: Metrics = socket.app.state.metrics
     streams: set[WebSocket] = socket.app.state.streams
     _check_origin(socket, settings)
     if settings.max_streams == 0:
         raise Problem("not_found", "The service follows no streams: POSE_MAX_STREAMS is 0.")
     options = read_stream_options(socket.query_params, settings)
-    check_ready(socket.app.state.pipeline, options)
+    pipeline.find(options.model)
+    if pipeline.detector is None:
+        raise NoDetector
+    check_ready(pipeline)
     if len(streams) >= settings.max_streams:
         limit = f"The service follows at most {settings.max_streams} streams at once, and no more fit in."
         raise Problem("queue_full", limit, retry_after=5)
@@ -75,15 +80,6 @@ def _check_origin(socket: WebSocket, settings: Settings) -> None:
     if not {origin, "*"} & set(settings.cors_origins):
         told = f"The page's origin is {origin[:200]!r}, neither the service's own nor one that POSE_CORS_ORIGINS names."
         raise Problem("origin_not_allowed", told)
-
-
-def check_ready(pipeline: Pipeline, options: Options) -> None:
-    """Raise ModelNotFound, NoDetector or NotReady where no stream can be followed."""
-    pipeline.find(options.model)
-    if pipeline.detector is None:
-        raise NoDetector
-    if pipeline.draining or pipeline.why_not_ready:
-        raise NotReady(pipeline.why_not_ready or "The service is about to stop.")
 
 
 async def _follow(socket: WebSocket, options: Options) -> None:

@@ -436,6 +436,22 @@ def test_who_vanishes_leaves_nothing_behind(strict, t_pose):
     assert "Traceback" not in strict.log
 
 
+def test_a_stopping_service_refuses_handshakes_as_its_probe_tells(start_service):
+    service = start_service(lanes=1)
+    probe = service.client.get("/readyz")  # its connection stays open
+    service.process.send_signal(signal.SIGTERM)
+
+    def ready() -> bool:
+        nonlocal probe
+        probe = service.client.get("/readyz")
+        return probe.status_code == 200
+
+    service.wait_until(lambda: not ready())
+    refused = refusal(service)
+    assert (refused["type"], refused["detail"]) == (probe.json()["type"], probe.json()["detail"])
+    assert service.process.wait(10) == 0
+
+
 def test_streams_end_as_the_service_stops(start_service, t_pose):
     service = start_service(lanes=1)
     with stream(service) as socket_:
