@@ -13,7 +13,7 @@ router = APIRouter()
 async def models(request: Request) -> ModelsOut:
     """Every pose model of the store, by name and version, and the detector."""
     pipeline: Pipeline = request.app.state.pipeline
-    return ModelsOut(models=[_out(model, pipeline) for model in pipeline.models])
+    return ModelsOut(models=[_out(model, pipeline) for model in pipeline.models.descriptions])
 
 
 @router.get("/v1/models/{name:path}", summary="One model")
@@ -36,7 +36,7 @@ def _out(model: ModelDescription | DetectorDescription, pipeline: Pipeline) -> M
         network=model.network,
         precision=model.precision,
         sha256=model.sha256,
-        default=model.id == pipeline.default or detector is not None,
+        default=model.id == pipeline.models.default or detector is not None,
         input_width=model.input.width,
         input_height=model.input.height,
         keypoints=list(pose.keypoints.names) if pose else [],

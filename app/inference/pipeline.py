@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from app.inference.detector import Detector, Letterbox
-from app.inference.model_store import DetectorDescription, InputTable, ModelDescription, ModelError, load_model, stored_models
+from app.inference.models import open_models, warm_up
 from app.inference.pose import Crops, PoseModel
-from app.inference.scheduler import Network, Room, Scheduler
+from app.inference.scheduler import Room, Scheduler
 from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
@@ -149,21 +149,8 @@ class Pipeline:
         self._metrics = metrics
         self._lanes = settings.lanes or usable_cores()
         threads = min(self._lanes, usable_cores(), _MOST_THREADS)
-        self._models: dict[str, PoseModel] = {}
-        detectors: dict[str, Detector] = {}
-        for _, _, folder in stored_models(settings.model_store):
-            stored = load_model(folder)
-            if isinstance(stored.description, DetectorDescription):
-                detectors[stored.description.id] = Detector.opened(stored, settings.max_boxes, threads)
-            else:
-                self._models[stored.description.id] = PoseModel.opened(stored, threads)
-        if not self._models:
-            raise ModelError("the model store holds no pose model; POSE_MODEL_STORE names its folder")
-        self.detector = _chosen(detectors, settings.detector)
-        try:
-            self.default = self.find(settings.default_model).description.id
-        except ModelNotFound as error:
-            raise ModelError(f"POSE_DEFAULT_MODEL: {error}") from error
+        self.models = open_models(settings, threads)
+        self.detector = self.models.detector
         self.scheduler = Scheduler(self._lanes, settings.queue_crops, settings.max_batch_crops, metrics)
         metrics.lanes.set(self._lanes)
         metrics.queue_limit.set(settings.queue_crops)
@@ -171,12 +158,6 @@ class Pipeline:
         self._throttled = throttled_seconds()
         self._not_warm: str | None = "The models are being warmed up."
         self.draining = False  # the service is about to stop; what still comes is answered
-
-    @property
-    def models(self) -> list[ModelDescription | DetectorDescription]:
-        """What is served: the pose models by name and version, then the detector."""
-        detectors = [self.detector.description] if self.detector else []
-        return [*(model.description for model in self._models.values()), *detectors]
 
     @property
     def why_not_ready(self) -> str | None:
@@ -189,13 +170,13 @@ class Pipeline:
         """Open the lanes and run every batch size of every model once, which also measures the capacity."""
         self.scheduler.start()
         try:
-            for model in self._models.values():
-                seconds = await self._warm_up(model.description, model.plain, model.with_flip_test)
-                if model.description.id == self.default:
+            for model in self.models.pose.values():
+                seconds = await self._warm_up(model)
+                if model.description.id == self.models.default:
                     self.scheduler.seconds_per_crop = seconds
                 self._metrics.capacity.labels(model.description.id).set(self._lanes / seconds)
             if self.detector:
-                await self._warm_up(self.detector.description, self.detector.network)
+                await self._warm_up(self.detector)
         except Exception:
             self._not_warm = "The warm-up failed; the log tells why."
             raise
@@ -215,13 +196,10 @@ class Pipeline:
 
     def find(self, name: str | None) -> PoseModel:
         """The model of that name/version, or the latest of that name; the default for None. Raises ModelNotFound."""
-        wanted = self.default if name is None else name
-        if wanted in self._models:
-            return self._models[wanted]
-        versions = [model for model in self._models.values() if model.description.name == wanted]
-        if not versions:
-            raise ModelNotFound(f"There is no model {wanted!r}; there are {', '.join(self._models)}.")
-        return versions[-1]
+        model = self.models.find(name)
+        if model is None:
+            raise ModelNotFound(f"There is no model {name!r}; there are {', '.join(self.models.pose)}.")
+        return model
 
     async def estimate(self, task: PoseTask, again: bool = False) -> Outcome:
         """Find the keypoints of everybody, boxed or found. `again`: in pictures that are counted already.
@@ -392,40 +370,13 @@ class Pipeline:
                 pictures[times] = image.decode(data, self._settings.max_image_pixels, times, header)
         return pictures, reductions, image.upright_size(pictures[times], header, times)
 
-    async def _warm_up(self, description: ModelDescription | DetectorDescription, *networks: Network) -> float:
-        """Run every batch size of a model's networks; the seconds a crop of the first's quickest."""
-        loop = asyncio.get_running_loop()
-        seconds = await loop.run_in_executor(self._picture_threads, self._seconds_per_crop, description.input, networks)
-        self._metrics.model_info.labels(description.name, description.version, description.precision, description.sha256).set(
-            1
-        )
-        log.info("model %s is warm", description.id, extra={"ms_per_crop": round(seconds * 1000, 2)})
+    async def _warm_up(self, model: PoseModel | Detector) -> float:
+        """Run every batch size of a model once; the seconds a crop at the quickest."""
+        most, told = self._settings.max_batch_crops, model.description
+        seconds = await asyncio.get_running_loop().run_in_executor(self._picture_threads, warm_up, model, most)
+        self._metrics.model_info.labels(told.name, told.version, told.precision, told.sha256).set(1)
+        log.info("model %s is warm", told.id, extra={"ms_per_crop": round(seconds * 1000, 2)})
         return seconds
-
-    def _seconds_per_crop(self, shape: InputTable, networks: Sequence[Network]) -> float:
-        for network in networks:
-            if network.alone:
-                network.alone(np.zeros((1, shape.height, shape.width, 3), np.uint8))
-        quickest = float("inf")
-        for size in range(1, self._settings.max_batch_crops + 1):
-            crops = np.zeros((size, shape.height, shape.width, 3), np.uint8)
-            for network in networks:
-                network.run(crops)
-            started = time.perf_counter()
-            networks[0].run(crops)
-            quickest = min(quickest, (time.perf_counter() - started) / size)
-        return quickest
-
-
-def _chosen(detectors: dict[str, Detector], name: str) -> Detector | None:
-    """The detector of that name/version, or the latest of that name; none for an empty name. Raises ModelError."""
-    if not name:
-        return None
-    chosen = [detector for id_, detector in detectors.items() if name in (id_, id_.split("/")[0])]
-    if not chosen:
-        there = f"there are {', '.join(detectors)}" if detectors else "the model store holds none"
-        raise ModelError(f"POSE_DETECTOR: there is no detector {name!r}; {there}. Set it empty to serve given boxes alone")
-    return chosen[-1]
 
 
 def _room_for(task: PoseTask, found: Mapping[int, _Found]) -> int:

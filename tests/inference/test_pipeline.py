@@ -107,7 +107,7 @@ def test_once_a_picture_is_at_fault_the_others_of_its_request_are_dropped(t_pose
 def test_the_capacity_is_that_of_all_lanes():
     async def work(pipeline: Pipeline, metrics: Metrics) -> None:
         await pipeline.start()
-        capacity = metrics.registry.get_sample_value("pose_crops_per_second_capacity", {"model": pipeline.default})
+        capacity = metrics.registry.get_sample_value("pose_crops_per_second_capacity", {"model": pipeline.models.default})
         assert capacity == pytest.approx(2 / pipeline.scheduler.seconds_per_crop)
         await pipeline.stop()
 
