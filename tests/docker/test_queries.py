@@ -86,7 +86,7 @@ def test_a_query_asks_for_metrics_that_there_are(where, expression):
 @pytest.mark.parametrize(("where", "expression"), list(queries()))
 def test_a_query_asks_for_labels_that_there_are(where, expression):
     labels = {"job", "instance", "le", "__name__", *(name for metric in METRICS for name in metric._labelnames)}
-    named = re.findall(r"(\w+)=~?\"", expression)
+    named = re.findall(r"(\w+)[!=][=~]?\"", expression)
     grouped = re.findall(r"\b(?:by|without|on|group_left|group_right) ?\(([^)]*)\)", expression)
     assert {*named, *(name for names in grouped for name in re.findall(r"\w+", names))} <= labels, where
     edges = {str(edge) for metric in METRICS if isinstance(metric, Histogram) for edge in metric._upper_bounds}
