@@ -46,8 +46,6 @@ class Metrics:
             ("outcome",),
             registry=registry,
         )
-        for outcome in ("answered", "refused", "failed", "skipped"):  # from nought on, as rates want it
-            self.stream_frames.labels(outcome)
         self.stream_frame_seconds = Histogram(
             "pose_stream_frame_duration_seconds",
             "Seconds from a frame's arrival to its answer.",
@@ -110,3 +108,16 @@ class Metrics:
             ("model", "version", "precision", "sha256"),
             registry=registry,
         )
+        self._start_failures()
+
+    def _start_failures(self) -> None:
+        """Let the series of the service's own failures start at 0: Prometheus sees no increase in the first value of one."""
+        for status in (429, 500, 503, 504):
+            self.requests.labels("/v1/pose", "POST", status)
+        self.requests.labels("connection", "other", 503)
+        for code in ("queue_full", "internal_error", "not_ready", "shutting_down", "deadline_exceeded"):
+            self.rejected.labels(code)
+        for outcome in ("answered", "refused", "failed", "skipped"):
+            self.stream_frames.labels(outcome)
+        for reason in ("deadline", "disconnect"):
+            self.dropped_crops.labels(reason)

@@ -5,6 +5,7 @@ import re
 
 from prometheus_client import Histogram
 
+from app.api.problems import PROBLEMS
 from app.telemetry.metrics import Metrics
 
 
@@ -33,3 +34,27 @@ def test_services_in_one_process_count_apart():
     first.images.inc()
     assert first.registry.get_sample_value("pose_images_total") == 1
     assert second.registry.get_sample_value("pose_images_total") == 0
+
+
+def test_what_the_service_may_fail_at_is_told_from_nought_on():
+    told = Metrics().registry.get_sample_value
+    own = {code: status for code, (status, _) in PROBLEMS.items() if status == 429 or status >= 500}
+    assert [told("pose_rejected_total", {"code": code}) for code in own] == [0] * len(own)
+    requests = [{"route": "/v1/pose", "method": "POST", "status": str(status)} for status in own.values()]
+    requests.append({"route": "connection", "method": "other", "status": "503"})
+    assert [told("pose_http_requests_total", labels) for labels in requests] == [0] * len(requests)
+    assert [told("pose_dropped_crops_total", {"reason": reason}) for reason in ("deadline", "disconnect")] == [0, 0]
+
+
+def test_a_first_failure_makes_no_new_series(start_service, t_pose):
+    fresh = start_service()
+
+    def series() -> list[str]:
+        names = "pose_(http_requests|rejected|dropped_crops)_total"
+        lines = re.findall(rf"^{names}(\{{.*\}}) ", fresh.client.get("/metrics").text, re.MULTILINE)
+        return sorted(labels for _, labels in lines if "/v1/pose" in labels or "route" not in labels)
+
+    before = series()
+    late = {"boxes": "295,15,545,595", "timeout_ms": 1}
+    answer = fresh.client.post("/v1/pose", params=late, content=t_pose, headers={"Content-Type": "image/jpeg"})
+    assert (answer.status_code, series()) == (504, before)
