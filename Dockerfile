@@ -17,6 +17,7 @@ RUN rm -rf cv2/data/*.xml onnxruntime/transformers onnxruntime/quantization onnx
     find . -type d -name tests -prune -exec rm -rf {} + && \
     strip --strip-unneeded uvloop/*.so httptools/parser/*.so
 WORKDIR /srv
+COPY LICENSE .
 COPY app app
 COPY model_store model_store
 # The checkout may be one that only its owner reads (umask 077); the service runs as another user.

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -58,9 +59,20 @@ def test_dependencies_of_the_image_are_locked():
 
 def test_the_image_gets_only_what_it_needs():
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert kept == {"app", "model_store", "requirements/service.txt"}
+    assert kept == {"app", "model_store", "LICENSE", "requirements/service.txt"}
     copied = re.findall(r"^COPY (?!--from)(\S+)", DOCKERFILE, re.MULTILINE)
     assert set(copied) == kept
+
+
+def test_the_page_tells_the_licence_of_every_dependency():
+    rows = re.findall(r"^\| ([a-z\d, -]+) \| ([A-Z][\w.-]+)", (ROOT / "docker/README.md").read_text(), re.MULTILINE)
+    told = {name: licence for names, licence in rows for name in names.split(", ")}
+    assert told.keys() == set(re.findall(r"^([\w-]+)==", (ROOT / "requirements/service.txt").read_text(), re.MULTILINE))
+    for name, licence in told.items():
+        metadata = importlib.metadata.metadata(name)
+        said = str(metadata["License-Expression"] or metadata["License"])
+        assert licence.split("-")[0] in said, name
+        assert ("PL" in said) == ("PL" in licence), name  # GPL, LGPL, MPL
 
 
 # Compose
