@@ -16,11 +16,8 @@ POLL, AVERAGED, TOLERANCE = 15, 30, 0.1  # the autoscaler of Kubernetes asks eve
 BUSY_GOAL, WAIT_GOAL = 0.7, 2.0  # share of the lanes; seconds of work waiting a replica
 LEAST, MOST = 2, 60
 QUEUE = 400  # crops a replica, POSE_QUEUE_CROPS
-UP_EVERY, DOWN_EVERY, CALM = (
-    30,
-    60,
-    300,
-)  # seconds: between steps up, between steps down, of smaller wishes before a step down
+UP_PODS, DOWN_PERCENT = 4, 20  # the most of a step: so many more or twice as many; a fifth less, rounded up
+UP_EVERY, DOWN_EVERY, CALM = 30, 60, 300  # seconds between steps up, between steps down, of smaller wishes before a step down
 
 
 def arrivals(second: int, peak: float, rng: random.Random, burst: list[float]) -> float:
@@ -70,10 +67,10 @@ def simulate(peak: float, per_replica: float, start_seconds: int, fixed: int | N
             wishes.popleft()
         calm = max(wish for _, wish in wishes)
         if wanted > there and second - last_up >= UP_EVERY:
-            starting.append((second + start_seconds, min(wanted - there, max(4, there))))
+            starting.append((second + start_seconds, min(wanted - there, max(UP_PODS, there))))
             last_up = second
         elif calm < there and not starting and second - last_down >= DOWN_EVERY:
-            replicas -= min(there - calm, max(1, there // 5))
+            replicas -= min(there - calm, math.ceil(there * DOWN_PERCENT / 100))
             last_down = second
     waits.sort()
     return {

@@ -271,5 +271,11 @@ def test_the_simulation_scales_as_the_cluster_would():
     assert scope["WAIT_GOAL"] * 10 == float(waiting["metadata"]["threshold"])
     behavior = scaling["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert scope["CALM"] == behavior["scaleDown"]["stabilizationWindowSeconds"]
-    assert {policy["periodSeconds"] for policy in behavior["scaleUp"]["policies"]} == {scope["UP_EVERY"]}
+    assert behavior["scaleUp"]["policies"] == [
+        {"type": "Percent", "value": 100, "periodSeconds": scope["UP_EVERY"]},
+        {"type": "Pods", "value": scope["UP_PODS"], "periodSeconds": scope["UP_EVERY"]},
+    ]
+    assert behavior["scaleDown"]["policies"] == [
+        {"type": "Percent", "value": scope["DOWN_PERCENT"], "periodSeconds": scope["DOWN_EVERY"]}
+    ]
     assert scope["QUEUE"] == default("queue_crops")
