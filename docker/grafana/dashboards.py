@@ -1,6 +1,7 @@
 """Writes the dashboards beside it: `python docker/grafana/dashboards.py`. Grafana reads the JSON; people read this."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ MODEL = 'instance=~"$instance",model=~"$model"'
 RATE = "$__rate_interval"
 
 Panel = dict[str, Any]
+Colours = dict[float | None, str]  # from a value on; None: from the least on
+PLAIN: Colours = {None: "text"}
 
 
 def query(expr: str, legend: str = "", kind: str = "time_series") -> Panel:
@@ -23,18 +26,27 @@ def query(expr: str, legend: str = "", kind: str = "time_series") -> Panel:
     }
 
 
-def panel(kind: str, title: str, description: str, unit: str, *queries: Panel, **more: Any) -> Panel:
-    """A panel; `more`: thresholds (value → colour from it on), stack, empty (what stands there without any series)."""
-    steps = [{"color": colour, "value": value} for value, colour in more.get("thresholds", {None: "text"}).items()]
+def panel(
+    kind: str,
+    title: str,
+    description: str,
+    unit: str,
+    *queries: Panel,
+    thresholds: Colours = PLAIN,
+    stack: bool = False,
+    empty: str = "no traffic",
+) -> Panel:
+    """A panel; `empty` stands there without any series."""
+    steps = [{"color": colour, "value": value} for value, colour in thresholds.items()]
     custom: dict[str, Any] = {"fillOpacity": 10, "showPoints": "never"}
-    if more.get("stack"):
+    if stack:
         custom |= {"stacking": {"mode": "normal"}, "fillOpacity": 40}
     if kind == "timeseries" and len(steps) > 1:
         custom["thresholdsStyle"] = {"mode": "line"}
     defaults = {
         "unit": unit,
         "min": 0,
-        "noValue": more.get("empty", "no traffic"),
+        "noValue": empty,
         "thresholds": {"mode": "absolute", "steps": steps},
         "custom": custom if kind == "timeseries" else {},
     }
@@ -52,12 +64,8 @@ def panel(kind: str, title: str, description: str, unit: str, *queries: Panel, *
     }
 
 
-def graph(title: str, description: str, unit: str, *queries: Panel, **more: Any) -> Panel:
-    return panel("timeseries", title, description, unit, *queries, **more)
-
-
-def stat(title: str, description: str, unit: str, *queries: Panel, **more: Any) -> Panel:
-    return panel("stat", title, description, unit, *queries, **more)
+graph = partial(panel, "timeseries")
+stat = partial(panel, "stat")
 
 
 def heat_map(title: str, description: str, unit: str, expr: str) -> Panel:
