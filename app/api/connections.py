@@ -83,7 +83,18 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
-        super()._start_asgi_task(cycle, app)
+
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            async def send_and_read(message: Any) -> None:
+                waits = cycle.waiting_for_100_continue
+                await send(message)
+                read = waits or self._body_complete or cycle is not self.cycle
+                if message["type"] == "http.response.start" and not (cycle.keep_alive or read):  # see on_headers_complete
+                    self._closes = cycle.keep_alive = True
+
+            await app(scope, receive, send_and_read)
+
+        super()._start_asgi_task(cycle, answer)
 
     def data_received(self, data: bytes) -> None:
         if self._body_complete:  # empty lines between requests mean nothing, and must not end the wait for the next one
@@ -234,6 +245,8 @@ class Connection(HttpToolsProtocol):
     def _close_unless_used(self) -> None:
         if self.idle and not self._head_bytes and not self._something_to_read:
             self.transport.close()
+        elif self._head_complete:
+            self._closes = True
         elif self.cycle is not None:
             self.cycle.keep_alive = False
 

@@ -144,7 +144,7 @@ def render(problem: Problem, request_id: str) -> Response:
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
     if problem.code == "request_timeout":
-        headers["Connection"] = "close"  # the rest of the body is not waited for
+        headers["Connection"] = "close"  # what still comes of the body is forgotten
     if problem.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
     content = orjson.dumps(content_of(problem, request_id))

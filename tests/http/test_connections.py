@@ -582,6 +582,27 @@ def test_readiness_goes_off_before_the_service_stops(start_service):
     assert service.process.wait(30) == 0
 
 
+def test_an_early_refusal_is_read_by_clients_of_a_service_that_stops(start_service):
+    """Whose bodies are on their way still: closing before they have come would reset the connection."""
+    service = start_service(lanes=1)
+    head = b"POST /v1/pose HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 3000000\r\n\r\n"
+    with connect(service.port) as refused, connect(service.port) as stopping, connect(service.port) as stopped:
+        refused.sendall(head)
+        time.sleep(0.1)
+        service.process.terminate()
+        service.wait_until(lambda: service.client.get("/readyz").status_code == 503)
+        stopping.sendall(head)
+        time.sleep(1.2)
+        stopped.sendall(head)
+        time.sleep(0.1)
+        for sock in (refused, stopping, stopped):
+            sock.sendall(bytes(3_000_000))
+            answer = read_to_end(sock)
+            assert problem(answer) == (415, "unsupported_media_type")
+            assert sock is refused or b"connection: close" in answer.lower()
+        assert service.process.wait(3) == 0
+
+
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_under_load_resets_no_connection(start_service, t_pose, stop):
     service = start_service()

@@ -194,7 +194,7 @@ def test_a_body_that_does_not_arrive_in_time_is_refused(narrow):
             assert b"408" in answer.split(b"\r\n")[0]
             assert b"/problems/request_timeout" in answer
             assert b"within 1 seconds; 3 bytes came" in answer
-            assert sock.recv(100) == b""  # the rest is not waited for
+            assert sock.recv(100) == b""  # the rest is not waited for any longer
 
 
 def test_a_body_that_trickles_in_is_refused(narrow):
