@@ -1,7 +1,6 @@
 """Every problem that a client can meet, in one table, and exceptions → application/problem+json (RFC 9457)."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from starlette.responses import Response
 from app.inference import pipeline, scheduler
 from app.vision import box, image
 
-log = logging.getLogger(__name__)
+_TOLD_CHARACTERS = 500  # of a text, which may hold what a client sent: tens of kilobytes in a URL or a header
 
 # code → status, title
 PROBLEMS: dict[str, tuple[int, str]] = {
@@ -130,12 +129,19 @@ def content_of(problem: Problem, request_id: str) -> dict[str, Any]:
         "type": f"/problems/{problem.code}",
         "title": title,
         "status": status,
-        "detail": problem.detail,
+        "detail": _short(problem.detail),
         "request_id": request_id,
     }
     if problem.errors:
-        content["errors"] = [{"loc": list(error.loc), "msg": error.msg} for error in problem.errors]
+        content["errors"] = [
+            {"loc": [part if isinstance(part, int) else _short(part) for part in error.loc], "msg": _short(error.msg)}
+            for error in problem.errors
+        ]
     return content
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _TOLD_CHARACTERS else text[: _TOLD_CHARACTERS - 1] + "…"
 
 
 def render(problem: Problem, request_id: str) -> Response:

@@ -334,6 +334,19 @@ def test_problems_stay_small_whatever_is_sent(client, small):
         assert len(answer.content) < 10_000
 
 
+def test_problems_stay_small_whatever_is_in_the_head(client, small):
+    long = "ä" * 5_000
+    assert_short(client.get(f"/v1/models/{long}"), 404, "model_not_found")
+    assert_short(post(client, small, "image/" + "x" * 60_000), 415, "unsupported_media_type")
+    assert_short(client.post(f"/v1/pose?{long}=1&{long}=2", files={"image": small}), 422, "invalid_option")
+    assert_short(client.post("/v1/pose", files={"image": small, long[:2_000]: small}), 422, "invalid_option")
+
+
+def assert_short(answer: httpx.Response, status: int, code: str) -> None:
+    assert assert_problem(answer, status, code)["detail"].endswith("…")
+    assert len(answer.content) < 5_000
+
+
 def test_what_is_wrong_in_the_query_beside_a_form_is_told_of_the_query(client, small):
     for beside, code, field in (
         ({"foo": "1"}, "invalid_option", "foo"),
