@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from app.inference.pipeline import Outcome, People, PictureError, Pipeline, PoseTask
 from app.vision import box, detection, tracking
-from app.vision.people import distinct_people, person_scores
+from app.vision.people import distinct_people, person_scores, same_people
 
 Bool = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]
@@ -242,12 +242,13 @@ def _told_once(seen: _Seen) -> _Seen:
     ranks = people.scores + seen.found
     kept = distinct_people(people.keypoints, ranks, people.boxes)
     ids = seen.ids.copy()
-    for newcomer in np.flatnonzero(kept & (ids == 0)):
-        for track in np.flatnonzero(~kept & (ids > 0)):
-            pair = np.array([newcomer, track])
-            if not distinct_people(people.keypoints[pair], np.array([1.0, 0.0]), people.boxes[pair])[1]:
-                ids[newcomer], ids[track] = ids[track], 0
-                break
+    dropped = ~kept & (ids > 0)
+    if dropped.any():
+        same = same_people(people.keypoints, people.boxes)
+        for newcomer in np.flatnonzero(kept & (ids == 0)):
+            tracks = np.flatnonzero(dropped & same[:, newcomer])
+            if len(tracks):
+                ids[newcomer], dropped[tracks[0]] = ids[tracks[0]], False
     return _Seen(_rows(people, kept), ids[kept], seen.found[kept])
 
 

@@ -6,7 +6,7 @@ import numpy.typing as npt
 Float64 = npt.NDArray[np.float64]
 
 SURE = 0.2  # joints scored at or below it tell nothing of where somebody is (the reference's IN_VIS_THRE)
-_SAME_PLACE = 0.075  # of a person's size; see distinct_people
+_SAME_PLACE = 0.075  # of a person's size; see same_people
 
 
 def person_scores(keypoints: Float64, box_scores: Float64) -> Float64:
@@ -18,18 +18,23 @@ def person_scores(keypoints: Float64, box_scores: Float64) -> Float64:
 
 
 def distinct_people(keypoints: Float64, scores: Float64, boxes: Float64) -> npt.NDArray[np.bool_]:
-    """Which of the found people of a picture, [N, K, 3] with scores [N] and boxes [N, 4], are nobody of a higher score.
+    """Which of the found people of a picture, [N, K, 3] with scores [N] and boxes [N, 4], are nobody of a higher score."""
+    same = same_people(keypoints, boxes)
+    distinct = np.zeros(len(scores), np.bool_)
+    for person in np.argsort(-scores, kind="stable"):
+        distinct[person] = not (same[person] & distinct).any()
+    return distinct
+
+
+def same_people(keypoints: Float64, boxes: Float64) -> npt.NDArray[np.bool_]:
+    """Whether each of the found people, [N, K, 3] with boxes [N, 4], is each of them: [N, N].
 
     Somebody is often found twice, whole and in part. It is the same person where at least half of the joints above SURE
-    lie where a better one has them, to 7.5 % of the size (the root of the area) of the smaller box.
+    lie where the other has them, to 7.5 % of the size (the root of the area) of the smaller box.
     """
     sure = keypoints[..., 2] > SURE
     sizes = np.sqrt(boxes[:, 2:].prod(axis=1))
     x, y = keypoints[..., 0], keypoints[..., 1]
     near = np.hypot(x[:, None] - x, y[:, None] - y) < _SAME_PLACE * np.minimum(sizes[:, None], sizes)[..., None]
     shared, least = (near & sure[:, None]).sum(axis=2), np.maximum(sure.sum(axis=1) / 2, 1)
-    same = np.asarray(shared >= least[:, None])
-    distinct = np.zeros(len(scores), np.bool_)
-    for person in np.argsort(-scores, kind="stable"):
-        distinct[person] = not (same[person] & distinct).any()
-    return distinct
+    return np.asarray(shared >= least[:, None])
