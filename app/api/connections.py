@@ -14,11 +14,13 @@ from contextlib import suppress
 from typing import Any
 
 import uvicorn
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from websockets.datastructures import Headers
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
+from app.api.middleware import PROBES
 from app.api.problems import Problem, render
 from app.api.stream_connection import StreamConnection
 from app.inference.pipeline import Pipeline
@@ -28,6 +30,7 @@ from app.telemetry.metrics import Metrics
 log = logging.getLogger("app.requests")
 
 STREAM_PATH = b"/v1/stream"
+_FOR_PROBES = 8  # connections over the limit while all are at work, or a busy service would be taken for a dead one
 _HEAD_BYTES = 65_536
 _SENT_AHEAD = 64  # requests on a connection that wait for the answers before them: one read may hold thousands
 # Clients that would rather speak HTTP/2 (Java's, curl --http2) offer it with every request. httptools takes what follows such
@@ -64,9 +67,9 @@ class Connection(HttpToolsProtocol):
         # Any unread byte of an answer counts, or the last ones could hold a closing connection for ever.
         transport.set_write_buffer_limits(high=0)
         self.metrics.connections.set(len(self.connections))
-        if len(self.connections) > self.settings.max_connections and not self._close_an_idle_one():
-            limit = f"The service holds {self.settings.max_connections} connections already, all at work."
-            self._refuse(Problem("not_ready", limit, retry_after=1))
+        most = self.settings.max_connections + _FOR_PROBES * self._all_at_work
+        if len(self.connections) > most and not self._close_an_idle_one():
+            self._refuse(self._too_many())
             return
         self._expect(self._give_up_head)
 
@@ -152,9 +155,12 @@ class Connection(HttpToolsProtocol):
         names = {name for name, _ in self.headers}
         if b"upgrade" in names and names & {b"content-length", b"transfer-encoding"}:  # see _OFFER
             raise ValueError("an offer of a protocol, with a body, in one read with another request")
-        if self._is_handshake():
+        probes = self.url.partition(b"?")[0].decode("latin-1") in PROBES
+        refused = not probes and self._all_at_work
+        if not refused and self._is_handshake():
             self._hand_over()
             return
+        self.app = self._refuse_one_too_many if refused else self.config.loaded_app
         super().on_headers_complete()  # raises for a URL that is none
         # A connection that closes with its answer does so once the body is read: before, it would be reset, the answer lost.
         # Where the client waits for a 100 to send it, nothing is on its way.
@@ -293,9 +299,18 @@ class Connection(HttpToolsProtocol):
         return bool(idle)
 
     @property
+    def _all_at_work(self) -> bool:
+        """Whether as many other connections as there may be are at work."""
+        most = self.settings.max_connections
+        if len(self.connections) <= most:
+            return False
+        others = (other for other in self.connections if other is not self and not other.transport.is_closing())
+        return sum(not (isinstance(other, Connection) and other.idle) for other in others) >= most
+
+    @property
     def idle(self) -> bool:
-        """Whether no request is being answered or read beyond its head."""
-        return not self._head_complete and (self.cycle is None or self.cycle.response_complete)
+        """Whether no request waits for an answer, but for one whose head is being read."""
+        return self.cycle is None or self.cycle.response_complete
 
     @property
     def _first(self) -> bool:
@@ -308,7 +323,20 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
             return
         # A request that the application is reading already breaks off there, and is counted there.
-        if not self._head_complete or self._answering is not self.cycle:
+        response = self._refusal(problem, counted=not self._head_complete or self._answering is not self.cycle)
+        head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+        self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (problem.status, head, response.body))
+        self.transport.close()
+
+    async def _refuse_one_too_many(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._refusal(self._too_many())(scope, receive, send)
+
+    def _too_many(self) -> Problem:
+        limit = f"The service holds {self.settings.max_connections} connections already, all at work."
+        return Problem("not_ready", limit, retry_after=1)
+
+    def _refusal(self, problem: Problem, counted: bool = True) -> Response:
+        if counted:
             self.metrics.rejected.labels(problem.code).inc()
             self.metrics.requests.labels("connection", "other", problem.status).inc()
         request_id = uuid.uuid4().hex
@@ -317,9 +345,7 @@ class Connection(HttpToolsProtocol):
         response = render(problem, request_id)
         response.headers["X-Request-ID"] = request_id
         response.headers["Connection"] = "close"
-        head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
-        self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (problem.status, head, response.body))
-        self.transport.close()
+        return response
 
 
 class Server(uvicorn.Server):

@@ -25,7 +25,8 @@ log = logging.getLogger("app.requests")
 SUBPROTOCOL = "pose"  # of a stream, for clients that offer it beside their key
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics")) | pages.PATHS
+PROBES = frozenset(("/livez", "/readyz", "/metrics"))
+OPEN_PATHS = PROBES | pages.PATHS
 
 
 class RequestContext:
