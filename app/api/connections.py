@@ -163,8 +163,8 @@ class Connection(HttpToolsProtocol):
         self.app = self._refuse_one_too_many if refused else self.config.loaded_app
         super().on_headers_complete()  # raises for a URL that is none
         # A connection that closes with its answer does so once the body is read: before, it would be reset, the answer lost.
-        # Where the client waits for a 100 to send it, nothing is on its way.
-        self._closes = not (self.cycle.keep_alive or self.expect_100_continue)
+        # Where the client waits for a 100 to send it, nothing is on its way. What is read with an offer, behind it, is lost.
+        self._closes = b"upgrade" in names or not (self.cycle.keep_alive or self.expect_100_continue)
         self.cycle.keep_alive |= self._closes
         self._head_complete, self._framing_bytes = True, 0
         self._expect(None)

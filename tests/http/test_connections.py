@@ -238,6 +238,17 @@ def test_an_offer_with_a_body_behind_another_request_closes_the_connection(patie
         assert b'"models"' not in read_to_end(sock)
 
 
+def test_what_is_sent_behind_an_offer_in_one_read_is_known_to_be_lost(patient):
+    """Without a body, and behind another request."""
+    request = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    offer = request[:-2] + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with connect(patient.port) as sock:
+        sock.sendall(request + offer + request)
+        first, _, second = read_to_end(sock).rpartition(b"HTTP/1.1 200 OK")
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in second
+
+
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 def test_a_refusal_is_read_by_a_client_whose_connection_closes(patient, version):
     head = f"POST /v1/pose HTTP/{version}\r\nHost: x\r\nContent-Type: text/plain\r\nConnection: close\r\n"
