@@ -84,7 +84,8 @@ def serve() -> int:
             dualstack_ipv6=settings.host == "::" and socket.has_dualstack_ipv6(),
         )
     except OSError as error:
-        print(f"POSE_HOST, POSE_PORT: cannot listen on {settings.host}:{settings.port} ({error.strerror})", file=sys.stderr)
+        reason = str(error.strerror).partition(" (while")[0]  # the rest would tell the address again
+        print(f"POSE_HOST, POSE_PORT: cannot listen on {settings.host}:{settings.port} ({reason})", file=sys.stderr)
         return 1
     # Now, not when it runs: a signal in between would be lost. After a clean stop uvicorn raises the signal once more.
     server = Server(config, app.state.pipeline)

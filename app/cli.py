@@ -1,6 +1,8 @@
 """`lpn …` (scripts/lpn): the service on the command line."""
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -240,13 +242,28 @@ def _told(run: "Callable[[], Any]") -> int:
     from app.client import PoseError
     from app.inference.model_store import ModelError
 
+    if sys.stdout is None or sys.stderr is None:  # what is printed would land in the next file that is opened
+        raise click.ClickException("Standard output and standard error must not be closed.")
+    for stop in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, or half-written files would stay
+        if signal.getsignal(stop) == signal.SIG_DFL:  # it is another under nohup
+            signal.signal(stop, signal.default_int_handler)
     try:
-        return int(asyncio.run(run()))
-    except BrokenPipeError:  # who read the output has enough: click ends without a word
-        raise
-    except (PoseError, ModelError, OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+        code = int(asyncio.run(run()))
+    except (PoseError, ModelError, ValueError) as error:
+        raise click.ClickException(str(error).removeprefix("query.")) from error
+    sys.stdout.flush()
+    return code
+
+
+def _run() -> None:
+    """`main`; a file that cannot be read or written, standard output too, is told in one line."""
+    try:
+        main(prog_name="scripts/lpn")
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        click.echo(f"Error: {named}{error.strerror or error}", err=True)
+        os._exit(1)  # sys.exit would try again to write what standard output holds
 
 
 if __name__ == "__main__":
-    main(prog_name="scripts/lpn")
+    _run()

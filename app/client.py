@@ -201,9 +201,9 @@ def _checked(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{url} is no address of a service: {error}") from error
+        raise ValueError(f"{url!r} is no address of a service: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"{url} is no address of a service; one is http://localhost:8000")
+        raise ValueError(f"{url!r} is no address of a service; one is http://localhost:8000")
     return parsed
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 import httpx
@@ -20,6 +20,7 @@ import numpy as np
 import orjson
 
 from app.client import AsyncPoseClient, NoAnswer, Options, Pose, Refused
+from app.outputs import check_regular, real, whole_file
 from app.vision import drawing, image
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
@@ -129,22 +130,17 @@ def _known_boxes(file: Path) -> dict[str, tuple[int, list[list[float]]]]:
 def check_outputs(task: Task, read: Sequence[Path]) -> None:
     """Raise UsageError where what is written would take the place of what is read, the photos and `read`, or of what is also
     written."""
-    inputs = {_real(file) for file in (*(photo.file for photo in task.photos), *read)}
+    inputs = {real(file) for file in (*(photo.file for photo in task.photos), *read)}
     if task.out is not None:
-        if {_real(task.out), _real(_part_of(task.out))} & inputs:
+        if {real(task.out), real(_part_of(task.out))} & inputs:
             raise click.UsageError(f"--out {task.out} is one of the files that are read.")
-        if task.out.exists() and not task.out.is_file():
-            raise click.UsageError(f"--out {task.out} is there, and is no regular file.")
+        check_regular(task.out)
     if task.draw is not None:
-        if any(folder in (_real(task.draw), *_real(task.draw).parents) for folder in inputs):
+        if any(folder in (real(task.draw), *real(task.draw).parents) for folder in inputs):
             raise click.UsageError(f"--draw {task.draw} lies in a folder that is read.")
-        drawn = [_real(_drawn_file(photo, task.draw)) for photo in task.photos]
+        drawn = [real(_drawn_file(photo, task.draw)) for photo in task.photos]
         if len(set(drawn)) < len(drawn) or inputs & set(drawn):
             raise click.UsageError(f"--draw {task.draw}: drawn photos would take the place of others; name another folder.")
-
-
-def _real(file: Path) -> Path:
-    return Path(os.path.realpath(file))  # Path.resolve() raises where links go round
 
 
 def _part_of(out: Path) -> Path:
@@ -174,7 +170,7 @@ async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Calla
                 faults[photo.file] = fault
             else:
                 if part is not None:
-                    part.write(answers[photo.file])
+                    _append(part, answers[photo.file])
             tick(1)
 
     try:
@@ -183,6 +179,8 @@ async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Calla
     except BaseException:
         if part is not None and len(answers) > done:
             click.echo(f"\n{len(answers)} photos are done; the same command goes on from there.", err=True)
+        if part is not None:
+            _close(part, kept=_holds_answers(part))
         raise
     if part is not None:
         _close(part, kept=any(fault.passing for fault in faults.values()))
@@ -210,9 +208,7 @@ async def _answer(photo: Photo, task: Task, client: AsyncPoseClient) -> bytes:
     except (OSError, image.ImageTooLarge) as error:
         raise PhotoFault(getattr(error, "strerror", None) or str(error)) from error
     if task.draw is not None:
-        file = _drawn_file(photo, task.draw)
-        await asyncio.to_thread(file.parent.mkdir, parents=True, exist_ok=True)
-        await asyncio.to_thread(_write_whole, file, [drawn])
+        await asyncio.to_thread(_write_drawn, _drawn_file(photo, task.draw), drawn)
     return orjson.dumps({"photo": identity, "coco": pose.coco}) + b"\n"
 
 
@@ -227,7 +223,8 @@ async def _asked(photo: Photo, data: bytes, task: Task, client: AsyncPoseClient)
             if late and wait is not None:
                 await asyncio.sleep(wait)
             elif isinstance(error, NoAnswer) or late or error.status == 413 or error.code in _OF_A_PHOTO:
-                raise PhotoFault(str(error), passing=late) from error
+                told = str(error).removeprefix("images.0").lstrip(". ")  # the only one of its request
+                raise PhotoFault(told, passing=late) from error
             else:
                 raise
     raise AssertionError
@@ -253,6 +250,12 @@ def _drawn(photo: Photo, data: bytes, pose: Pose, max_pixels: int) -> bytes:
     return drawing.encode(picture, _DRAWN.get(photo.file.suffix.lower(), ".jpg"))
 
 
+def _write_drawn(file: Path, drawn: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as half:
+        half.write_bytes(drawn)
+
+
 def _drawn_file(photo: Photo, folder: Path) -> Path:
     return folder / (photo.name if photo.file.suffix.lower() in _DRAWN else f"{photo.name}.jpg")
 
@@ -260,7 +263,7 @@ def _drawn_file(photo: Photo, folder: Path) -> Path:
 def _part(task: Task, out: Path, answers: dict[Path, bytes]) -> FileIO:
     """OUT.part, to write further answers to; those that an interrupted run has left there are put into `answers`."""
     file = _part_of(out)
-    drawn = None if task.draw is None else str(_real(task.draw))
+    drawn = None if task.draw is None else str(real(task.draw))
     head = orjson.dumps({"options": task.options, "run": task.run, "draw": drawn}) + b"\n"
     part = FileIO(str(file), "a+")
     try:
@@ -273,7 +276,7 @@ def _part(task: Task, out: Path, answers: dict[Path, bytes]) -> FileIO:
         raise click.UsageError(f"{file} is of a run with other options: start that one again, or delete the file.")
     part.truncate(found.rfind(b"\n") + 1)  # the last line may have broken off
     if not found:
-        part.write(head)
+        _append(part, head)
     wanted = {orjson.dumps(_identity(photo.file)): photo.file for photo in task.photos if _is_done(photo, task)}
     for number, line in enumerate(found.split(b"\n")[1:-1], 2):
         try:
@@ -283,6 +286,21 @@ def _part(task: Task, out: Path, answers: dict[Path, bytes]) -> FileIO:
         if photo is not None:
             answers[photo] = line
     return part
+
+
+def _append(part: FileIO, line: bytes) -> None:
+    """Raises OSError that names the file."""
+    try:
+        while line:  # on a disk that is nearly full, a part is written before the rest fails
+            line = line[part.write(line) :]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, part.name) from error
+
+
+def _holds_answers(part: FileIO) -> bool:
+    part.seek(0)
+    part.readline()  # of the run
+    return bool(part.read(1))
 
 
 def _is_done(photo: Photo, task: Task) -> bool:
@@ -311,7 +329,8 @@ def _write(task: Task, answers: Mapping[Path, bytes]) -> None:
     if task.out is None:
         sys.stdout.buffer.writelines(pieces)
     else:
-        _write_whole(task.out, pieces)
+        with whole_file(task.out) as half, half.open("wb") as opened:
+            opened.writelines(pieces)
 
 
 def _pieces(task: Task, answers: Mapping[Path, bytes]) -> Iterator[bytes]:
@@ -345,25 +364,6 @@ def _result(person: dict[str, Any]) -> dict[str, Any]:
     keypoints[2::3] = person["keypoint_scores"]
     kept = {name: person[name] for name in ("image_id", "category_id", "score", "bbox")}
     return kept | {"keypoints": keypoints}
-
-
-def _write_whole(file: Path, pieces: Sequence[bytes] | Iterator[bytes]) -> None:
-    """Write a file that is there whole or not at all; a link's target is written. Raises OSError that names it."""
-    place = _real(file)
-    half = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-    try:
-        with half.open("wb") as opened:
-            _write_through(opened, pieces)
-        half.replace(place)
-    except OSError as error:
-        half.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(file)) from error
-
-
-def _write_through(file: BinaryIO, pieces: Sequence[bytes] | Iterator[bytes]) -> None:
-    file.writelines(pieces)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def sha256_of(file: Path | None) -> str | None:

@@ -1,6 +1,5 @@
 """`lpn track`: a video → one line of JSON a frame, and the video with the people drawn on it."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from app.api.stream import frame_task
 from app.inference.follower import Followed, Follower
 from app.inference.model_store import ModelDescription
 from app.inference.pipeline import ModelNotFound, PictureError, Pipeline
+from app.outputs import check_regular, real, whole_file
 from app.settings import Settings
 from app.telemetry.metrics import STAGES, Metrics
 from app.vision import drawing
@@ -86,11 +86,10 @@ def check_outputs(video: Path, out: Path | None, draw: Path | None) -> None:
     """Raise UsageError where what is written would take the place of what is read, or of what is also written."""
     if draw is not None and draw.suffix.lower() != ".mp4":
         raise click.UsageError(f"--draw {draw}: the video is written as .mp4.")
-    for file in (out, draw):  # /dev/null, say, would be replaced
-        if file is not None and file.exists() and not file.is_file():
-            raise click.UsageError(f"{file} is there, and is no regular file.")
-    written = [file.resolve() for file in (out, draw) if file is not None]
-    if len({video.resolve(), *written}) < 1 + len(written):
+    written = [file for file in (out, draw) if file is not None]
+    for file in written:
+        check_regular(file)
+    if len({real(file) for file in (video, *written)}) < 1 + len(written):
         raise click.UsageError("VIDEO, --out and --draw must be different files.")
 
 
@@ -116,7 +115,10 @@ async def track(
     try:
         with ExitStack() as opened:
             film = opened.enter_context(_film(draw, frames)) if draw else None
-            lines = opened.enter_context(_lines(out)) if out else None if draw else sys.stdout.buffer
+            lines: BinaryIO | None = None if draw else sys.stdout.buffer
+            if out:
+                half = opened.enter_context(whole_file(out))
+                lines = opened.enter_context(half.open("wb"))
             await pipeline.start()
             for number, (seconds, frame) in enumerate(frames):
                 started = time.perf_counter()
@@ -149,21 +151,19 @@ def _draw(frame: UInt8, followed: Followed, model: ModelDescription, threshold: 
 
 @contextmanager
 def _film(file: Path, frames: Frames) -> Iterator[cv2.VideoWriter]:
-    """A video to write, as large and as fast as the frames; the file is there once it is whole."""
-    half = file.with_name(f"{file.stem}.{os.getpid()}.tmp.mp4")
+    """A video to write, as large and as fast as the frames."""
     rate = round(frames.rate, 3 if frames.rate < 65 else 2)  # MPEG-4 has 16 bits for its denominator
-    film = cv2.VideoWriter(str(half), cv2.VideoWriter.fourcc(*"mp4v"), rate, frames.size)
-    if not film.isOpened():
-        raise click.UsageError(f"{file} cannot be written.")
-    try:
-        yield film
-        film.release()
-        if _frames_in(half) != frames.read:  # the writer does not tell of a full disk
-            raise click.ClickException(f"{file} could not be written whole; is the disk full?")
-        half.replace(file)
-    finally:
-        film.release()
-        half.unlink(missing_ok=True)
+    with whole_file(file) as half:
+        film = cv2.VideoWriter(str(half), cv2.VideoWriter.fourcc(*"mp4v"), rate, frames.size)
+        try:
+            if not film.isOpened():
+                raise click.UsageError(f"{file} cannot be written.")
+            yield film
+            film.release()
+            if _frames_in(half) != frames.read:  # the writer does not tell of a full disk
+                raise click.ClickException(f"{file} could not be written whole; is the disk full?")
+        finally:
+            film.release()
 
 
 def _frames_in(file: Path) -> int:
@@ -172,15 +172,3 @@ def _frames_in(file: Path) -> int:
         return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
     finally:
         capture.release()
-
-
-@contextmanager
-def _lines(file: Path) -> Iterator[BinaryIO]:
-    """A file of lines, which is there once it is whole."""
-    half = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with half.open("wb") as lines:
-            yield lines
-        half.replace(file)
-    finally:
-        half.unlink(missing_ok=True)

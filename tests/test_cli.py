@@ -37,6 +37,24 @@ def lpn(tmp_path):
     return run
 
 
+@pytest.fixture
+def in_a_shell(tmp_path):
+    """Run a line of bash in a folder of its own, where `lpn` is a command; standard output is buffered, as a user's is."""
+
+    def run(line):
+        script = f'lpn() {{ {sys.executable} -P -m app.cli "$@"; }}; {line}'
+        return subprocess.run(
+            ["bash", "-c", script],
+            cwd=tmp_path,
+            env=environment_of(PYTHONUNBUFFERED=""),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
 def environment_of(**more):
     kept = {name: value for name, value in os.environ.items() if name[:5] != "POSE_"}
     return kept | {"PYTHONPATH": str(ROOT)} | {name: str(value) for name, value in more.items()}
@@ -136,6 +154,7 @@ def test_predict_leaves_a_bad_photo_out_and_says_so(lpn, server, photos):
     told = err.strip().splitlines()
     assert told[0] == "1 of 3 photos failed:"
     assert told[1].startswith(f"{photos / 'broken.jpg'}: ")
+    assert "images.0" not in told[1]
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["by itself", "by a server"])
@@ -203,6 +222,12 @@ def test_predict_does_not_write_on_what_it_reads(lpn, photos, boxes):
     shutil.copy(photos / "t_pose_cc0.jpg", photos / "a.bmp")
     assert "would take the place of others" in " ".join(lpn("predict", photos, "--draw", "drawn")[2].split())
     assert before == {file: file.read_bytes() for file in before}
+
+
+def test_predict_leaves_nothing_of_a_run_that_was_refused(lpn, server, photos, tmp_path):
+    code, _, err = lpn("predict", photos, "--out", "people.json", "--max-people", 1000, *server)
+    assert (code, err) == (1, "Error: max_people is 1000; at most 100 is taken.\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["photos"]
 
 
 def test_predict_takes_one_run_at_a_time(lpn, server, photos, tmp_path):
@@ -311,7 +336,6 @@ def test_track_writes_to_standard_output(lpn, video):
     [
         ([ROOT / "README.md"], "README.md is no video that can be read."),
         (["VIDEO", "--draw", "drawn.gif"], "--draw drawn.gif: the video is written as .mp4."),
-        (["VIDEO", "--draw", "missing/drawn.mp4"], "missing/drawn.mp4 cannot be written."),
         (["VIDEO", "--draw", "VIDEO"], "VIDEO, --out and --draw must be different files."),
         (["VIDEO", "--out", "VIDEO"], "VIDEO, --out and --draw must be different files."),
         (["VIDEO", "--out", "/dev/full"], "/dev/full is there, and is no regular file."),
@@ -343,12 +367,74 @@ def test_track_tells_of_frames_that_are_too_large(lpn, video):
     assert "1000 × 800 = 800,000 pixels; at most 1,000" in err
 
 
-def test_track_leaves_no_half_film_where_the_disk_is_full(video, tmp_path):
-    limited = f"ulimit -f 40; exec {sys.executable} -P -m app.cli track {video} --draw drawn.mp4"
-    ran = subprocess.run(["bash", "-c", limited], cwd=tmp_path, env=environment_of(), capture_output=True, text=True)
-    assert ran.returncode == 1
-    assert ran.stderr == "Error: drawn.mp4 could not be written whole; is the disk full?\n"
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (["--draw", "drawn.mp4"], "drawn.mp4 could not be written whole; is the disk full?"),
+        (["--out", "people.jsonl"], "people.jsonl: File too large"),
+    ],
+)
+def test_track_leaves_no_half_file_where_the_disk_is_full(in_a_shell, video, tmp_path, output, told):
+    ran = in_a_shell(f"ulimit -f 16; lpn track {video} {' '.join(output)}")
+    assert (ran.returncode, ran.stderr) == (1, f"Error: {told}\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_track_leaves_no_half_file_where_it_is_stopped(video, tmp_path, stop):
+    command = [sys.executable, "-m", "app.cli", "track", video, "--out", "people.jsonl", "--draw", "drawn.mp4"]
+    begun = subprocess.Popen(command, cwd=tmp_path, env=environment_of(), stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("*.tmp.mp4")):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    begun.send_signal(stop)
+    assert begun.communicate(timeout=60)[1].strip() == "Aborted!"
+    assert begun.returncode == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_track_writes_where_a_link_leads(lpn, video, tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("people.jsonl", "drawn.mp4"):
+        (tmp_path / name).symlink_to(f"disk/{name}")
+    assert lpn("track", video, "--out", "people.jsonl", "--draw", "drawn.mp4")[0] == 0
+    assert (tmp_path / "people.jsonl").is_symlink()
+    assert (tmp_path / "drawn.mp4").is_symlink()
+    assert len((tmp_path / "disk/people.jsonl").read_text().splitlines()) == 20
+    assert sorted(file.name for file in (tmp_path / "disk").iterdir()) == ["drawn.mp4", "people.jsonl"]
+
+
+@pytest.mark.parametrize("option", ["--out", "--draw"])
+@pytest.mark.parametrize(("folder", "told"), [("missing", "No such file or directory"), ("notes.txt", "Not a directory")])
+def test_a_folder_that_is_none_is_told(lpn, video, tmp_path, option, folder, told):
+    (tmp_path / "notes.txt").write_text("no folder")
+    assert lpn("track", video, option, f"{folder}/x.mp4") == (1, "", f"Error: {folder}/x.mp4: {told}\n")
+
+
+def test_links_that_go_round_are_told(lpn, video, tmp_path):
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    photo = PHOTOS / "t_pose_cc0.jpg"
+    for command in (["track", video, "--out"], ["track", video, "--draw"], ["predict", photo, "--out"]):
+        code, out, err = lpn(*command, "loop.mp4")
+        assert (code, out) == (2, "")
+        assert err.endswith("Error: loop.mp4 is there, and is no regular file.\n")
+
+
+@pytest.mark.parametrize("command", ["models", "--help"])
+def test_standard_output_that_takes_nothing_is_told(in_a_shell, command):
+    ran = in_a_shell(f"lpn {command} >/dev/full")
+    assert (ran.returncode, ran.stderr) == (1, "Error: No space left on device\n")
+
+
+def test_who_reads_no_more_is_told_nothing(in_a_shell, server):
+    ran = in_a_shell(f"lpn predict {PHOTOS / 't_pose_cc0.jpg'} {' '.join(server)} | true; exit ${{PIPESTATUS[0]}}")
+    assert (ran.returncode, ran.stderr) == (1, "")
+
+
+def test_standard_output_that_is_closed_is_told(in_a_shell):
+    ran = in_a_shell("lpn models >&-")
+    assert (ran.returncode, ran.stderr) == (1, "Error: Standard output and standard error must not be closed.\n")
 
 
 def test_models(lpn, service):

@@ -87,7 +87,7 @@ def test_a_port_that_is_taken_is_told_in_one_line():
         port = taken.getsockname()[1]
         said = refusal(port=port)
     assert said.count("\n") == 1, said
-    assert f"POSE_PORT: cannot listen on 127.0.0.1:{port}" in said
+    assert f"POSE_PORT: cannot listen on 127.0.0.1:{port} (Address already in use)\n" in said
 
 
 def test_a_host_that_is_not_this_machines_is_told_in_one_line():
