@@ -20,6 +20,7 @@ def heatmap_loss(heatmaps: Tensor, targets: Tensor, weights: Tensor, placement: 
 
     Both are least at the target. The squared error alone spends its first epochs on learning that most cells are 0; the
     cross-entropy asks at once where the joint is. Of each person only the `hardest` joints count, those of largest loss.
+    A person counts by the root of the joints' number: OKS counts whoever has few labelled ones as much as anybody.
     """
     squared = ((heatmaps - targets) ** 2).sum((2, 3))
     wanted = (_SHARPNESS * targets).flatten(2).softmax(2)
@@ -28,7 +29,8 @@ def heatmap_loss(heatmaps: Tensor, targets: Tensor, weights: Tensor, placement: 
     if hardest < losses.shape[1]:
         losses, joints = losses.topk(hardest, dim=1)
         weights = weights.gather(1, joints)
-    return losses.sum() / weights.sum().clamp(min=1)
+    labelled = weights.sum(1, keepdim=True).clamp(min=1).sqrt()
+    return (losses / labelled).sum() / (weights / labelled).sum().clamp(min=1)
 
 
 def trust_in(heatmaps: Tensor) -> Tensor:

@@ -250,6 +250,15 @@ def test_only_the_hardest_joints_count():
     assert heatmap_loss(found, targets, weights, 1.0) < alone
 
 
+def test_a_person_counts_by_the_root_of_the_labelled_joints():
+    targets = target_heatmaps(torch.tensor([[[3.0, 4.0]] * 4, [[8.0, 9.0]] * 4]), 16, 12, 1.5)
+    weights = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0]])
+    found = targets.clone()
+    found[1] = 0.0
+    many, one = (heatmap_loss(found[i : i + 1], targets[i : i + 1], weights[i : i + 1], 1.0) for i in range(2))
+    torch.testing.assert_close(heatmap_loss(found, targets, weights, 1.0), (2 * many + one) / 3)
+
+
 def _ended(data, tmp_path, monkeypatch, *more, config=CONFIG):
     with pytest.raises(SystemExit) as ended:
         _run(data, tmp_path, monkeypatch, "run", *more, config=config)
