@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from app.inference.pipeline import Outcome, People, PictureError, Pipeline, PoseTask
 from app.vision import box, detection, tracking
-from app.vision.people import distinct_people, person_scores, same_people
+from app.vision.people import SURE, distinct_people, person_scores, same_people
 
 Bool = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]
@@ -28,7 +28,6 @@ _FADED = 0.6  # of the score at the last search that found somebody
 _AS_BEFORE = 0.8  # of the same: enough for somebody whom a search does not find …
 _MISSES, _MOST_MISSES = 3, 10  # … so many times in a row; then a sure score is, and then nothing
 _AHEAD_SECONDS = 0.5  # for which people are taken to move on as they did
-_UNSURE = 0.2  # joints at or below it are not smoothed from
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +220,7 @@ class Follower:
                     around[row],
                     margins[row],
                     float(people.box_scores[row]),
-                    people.keypoints[row, :, 2] > _UNSURE,
+                    people.keypoints[row, :, 2] > SURE,
                     motion.places[row],
                     motion.speeds[row],
                     time,
