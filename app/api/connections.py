@@ -189,9 +189,7 @@ class Connection(HttpToolsProtocol):
         of_the_last = self._head_complete and self._answering is self.cycle
         super().on_response_complete()
         if of_the_last and not self._body_complete and not self.transport.is_closing():
-            self._expect(
-                self.transport.close
-            )  # the rest of a refused body is read and forgotten, so that the refusal is read
+            self._expect(self.transport.close)  # the rest of a refused body is taken first, so that the refusal is read
 
     def _should_upgrade(self) -> bool:
         """Never by uvicorn: it would take up any handshake, also one behind a request that waits for its answer."""
