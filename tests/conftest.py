@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,9 @@ PHOTOS = Path(__file__).parent / "data/photos"
 
 T_POSE_BOX = (295, 15, 545, 595)
 TWO_WOMEN_BOXES = ((140, 200, 225, 640), (620, 20, 655, 825))
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jobs have it so, and what they start inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True, slots=True)
