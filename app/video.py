@@ -103,7 +103,7 @@ async def track(
 ) -> None:
     """Follow the people of the frames and write them to `out`, and into a video `draw`; to standard output without both."""
     pipeline = Pipeline(settings, Metrics())
-    if pipeline.detector is None:
+    if pipeline.models.detector is None:
         raise click.UsageError("There is no detector, which finds the people: POSE_DETECTOR names it.")
     try:
         options = read_stream_options(QueryParams({name: str(value) for name, value in given.items()}), settings)

@@ -20,7 +20,7 @@ async def models(request: Request) -> ModelsOut:
 async def model(request: Request, name: str) -> ModelOut:
     """The model of that name/version, or the latest of that name."""
     pipeline: Pipeline = request.app.state.pipeline
-    detector = pipeline.detector.description if pipeline.detector else None
+    detector = pipeline.models.detector.description if pipeline.models.detector else None
     if detector and name in (detector.name, detector.id):
         return _out(detector, pipeline)
     return _out(pipeline.find(name).description, pipeline)

@@ -51,7 +51,7 @@ async def stream(socket: WebSocket) -> None:
         raise Problem("not_found", "The service follows no streams: POSE_MAX_STREAMS is 0.")
     options = read_stream_options(socket.query_params, settings)
     pipeline.find(options.model)
-    if pipeline.detector is None:
+    if pipeline.models.detector is None:
         raise NoDetector
     check_ready(pipeline)
     if len(streams) >= settings.max_streams:

@@ -150,7 +150,6 @@ class Pipeline:
         self._lanes = settings.lanes or usable_cores()
         threads = min(self._lanes, usable_cores(), _MOST_THREADS)
         self.models = open_models(settings, threads)
-        self.detector = self.models.detector
         self.scheduler = Scheduler(self._lanes, settings.queue_crops, settings.max_batch_crops, metrics)
         metrics.lanes.set(self._lanes)
         metrics.queue_limit.set(settings.queue_crops)
@@ -175,8 +174,8 @@ class Pipeline:
                 if model.description.id == self.models.default:
                     self.scheduler.seconds_per_crop = seconds
                 self._metrics.capacity.labels(model.description.id).set(self._lanes / seconds)
-            if self.detector:
-                await self._warm_up(self.detector)
+            if self.models.detector:
+                await self._warm_up(self.models.detector)
         except Exception:
             self._not_warm = "The warm-up failed; the log tells why."
             raise
@@ -264,7 +263,7 @@ class Pipeline:
         numbers = [number for number, boxes in enumerate(task.boxes) if boxes is None]
         if not numbers:
             return {}, {}
-        detector = self.detector
+        detector = self.models.detector
         if detector is None:
             raise NoDetector
         overviews, wait = await self._on_picture_threads(lambda n: self._overview(task, n, detector), numbers)

@@ -124,7 +124,7 @@ def test_a_detector_is_chosen_by_name_or_by_version(tmp_path, asked, chosen):
         description = folder / "model.toml"
         description.write_text(description.read_text().replace('version = "1"', f'version = "{version}"'))
     pipeline = Pipeline(Settings(model_store=tmp_path, detector=asked, lanes=1), Metrics())
-    assert pipeline.detector.description.id == f"person-det/{chosen}"
+    assert pipeline.models.detector.description.id == f"person-det/{chosen}"
 
 
 @pytest.fixture
