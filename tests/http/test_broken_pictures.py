@@ -2,6 +2,7 @@
 
 import io
 import threading
+from http.client import HTTPConnection
 
 import cv2
 import httpx
@@ -82,18 +83,19 @@ def test_broken_pictures_are_people_or_problems_and_harm_nobody_beside_them(serv
     neighbour = threading.Thread(target=ask_for_the_whole_picture)
     neighbour.start()
     statuses = set()
+    url = service.client.base_url
+    connection = HTTPConnection(url.host, url.port)  # takes a quarter of the time that httpx does
     try:
         for _ in range(PER_FORMAT):
             data = broken(files[int(random.integers(0, len(files)))], random)
-            answer = service.client.post(
-                "/v1/pose",
-                params={"boxes": "4,4,9,9"} if random.random() < 0.02 else {"boxes": ""},
-                content=data,
-                headers=JPEG,
-            )
-            statuses.add(answer.status_code)
-            assert answer.status_code < 500, (answer.text, data.hex())
+            boxes = "4,4,9,9" if random.random() < 0.02 else ""
+            connection.request("POST", f"/v1/pose?boxes={boxes}", data, JPEG)
+            answer = connection.getresponse()
+            told = answer.read()
+            statuses.add(answer.status)
+            assert answer.status < 500, (told, data.hex())
     finally:
+        connection.close()
         done.set()
         neighbour.join()
     assert statuses <= {200, 413, 422}
