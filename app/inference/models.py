@@ -47,7 +47,7 @@ def open_models(settings: Settings, threads: int) -> Models:
         else:
             pose[stored.description.id] = PoseModel.opened(stored, threads)
     if not pose:
-        raise ModelError("the model store holds no pose model; POSE_MODEL_STORE names its folder")
+        raise ModelError(f"{settings.model_store} holds no pose model; POSE_MODEL_STORE names the folder of the models")
     default, detector = _named(pose, settings.default_model), _named(detectors, settings.detector)
     if default is None:
         raise ModelError(f"POSE_DEFAULT_MODEL: there is no model {settings.default_model!r}; there are {', '.join(pose)}")

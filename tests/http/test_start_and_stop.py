@@ -156,7 +156,7 @@ def test_an_empty_store_is_told_in_one_line(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         said = refusal(model_store=folder)
         assert said.count("\n") == 1
-        assert "POSE_MODEL_STORE" in said
+        assert f"{folder} holds no pose model; POSE_MODEL_STORE" in said
 
 
 def test_a_corrupt_model_is_told_in_one_line(store):
