@@ -171,8 +171,10 @@ def test_predict_goes_on_where_it_was_interrupted(lpn, server, photos, tmp_path,
         assert time.monotonic() < until
         time.sleep(0.01)
     begun.send_signal(signal.SIGINT)
+    stopped = time.monotonic()
     assert "photos are done; the same command goes on from there." in begun.communicate(timeout=60)[1]
     assert begun.returncode == 1
+    assert time.monotonic() - stopped < 10
     done = part.read_bytes().splitlines()[1:]
     assert 5 <= len(done) < 25
     with part.open("ab") as file:
