@@ -300,14 +300,16 @@ def test_accept_asks_for_the_picture_with_skeletons_drawn(client, t_pose, accept
     scores = np.unique(person["keypoint_scores"])
     threshold = float(scores[len(scores) // 2 - 1 :][:2].mean())  # so that half of the joints are drawn, and none is at it
     original = cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR)
-    expected = original.copy()
-    draw_people(expected, people, model["skeleton"], model["keypoints"], threshold)
+    expected = [original.copy(), original.copy()]
+    for picture, side in zip(expected, (-0.005, 0.005), strict=True):  # places in JSON are rounded, perhaps over half a pixel
+        draw_people(picture, np.add(people, [side, side, 0]), model["skeleton"], model["keypoints"], threshold)
     answer = post_picture(client, t_pose, accept, boxes=T_POSE, keypoint_threshold=threshold)
     assert answer.headers["content-type"] == accept
     assert answer.content.startswith(magic)
     drawn = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
     assert (cv2.absdiff(drawn, original).max(axis=2) > 60).sum() > 500
-    assert (cv2.absdiff(drawn, expected).max(axis=2) > 60).mean() < 1e-4
+    unlike = [cv2.absdiff(drawn, picture).max(axis=2) > 60 for picture in expected]
+    assert (unlike[0] & unlike[1]).mean() < 1e-4
 
 
 def test_a_drawn_picture_is_upright(client, t_pose):
