@@ -18,6 +18,9 @@ UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
+_ABSENT = -1000.0  # pixels: so far away that a target heatmap is 0 everywhere
+_CUT_SIDES = (0.15, 0.1, 0.15, 0.6)  # how often photos are cut at the left, above, at the right and below
+_CLOSEST = 1.8  # how far what is left of a cut person is enlarged; cached crops have no more pixels
 _HALF_BODIES = (np.arange(17) < 11, np.arange(17) >= 11)
 
 
@@ -34,6 +37,7 @@ class Augmentation(BaseModel):
     stretch: float = 0.08  # of the width against the height
     mirrored: float = 0.5
     half_body: float = 0.1  # share of crops around the upper or the lower half alone
+    cut: float = 0.0  # share of crops in which the photo ends within the person
     brightness: float = 0.2
     contrast: float = 0.25
     colour: float = 0.1  # gain of each channel
@@ -66,6 +70,7 @@ class Changes:
     height: int
     width: int
     affines: Float64  # [N, 2, 3] from the cached crop
+    frames: Float64  # [N, 4]: x1, y1, x2, y2 of the photo, which is black beyond
     donors: npt.NDArray[np.int64]  # [N] who in the batch is pasted over, -1: nobody
     donor_affines: Float64  # [N, 2, 3] from the donor's cached crop
     ellipses: Float64  # [N, 4]: what is seen of the donor: centre x, y and half axes
@@ -75,13 +80,13 @@ class Changes:
     reductions: npt.NDArray[np.int64]  # [N] 2, 3 or 4
     blurs: Float64  # [N] standard deviations
     jpeg_qualities: npt.NDArray[np.int64]  # [N]
-    keypoints: Float32  # [N, 17, 2]
-    weights: Float32  # [N, 17], 0 outside or unlabelled
+    keypoints: Float32  # [N, 17, 2], far outside where the photo was made to end before them
+    weights: Float32  # [N, 17], 0 where unlabelled or outside by chance
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Crops [N, H, W, 3] (uint8 BGR), keypoints [N, 17, 2] in crop pixels, weights [N, 17] (0 outside or unlabelled)."""
+    """Crops [N, H, W, 3] (uint8 BGR), keypoints and weights as in `Changes`."""
 
     crops: UInt8
     keypoints: Float32
@@ -111,6 +116,7 @@ def drawn_changes(
     donors, donor_affines, ellipses = _random_pastes(joints, weights, sizes, width, height, augmentation, rng)
     joints = joints @ affines[:, :, :2].transpose(0, 2, 1) + affines[:, None, :, 2]
     joints[mirrored], weights[mirrored] = joints[mirrored][:, MIRROR], weights[mirrored][:, MIRROR]
+    frames, beyond = _random_cuts(joints, weights, affines, width, height, augmentation, rng)
     inside = ((joints > -0.5) & (joints < [width - 0.5, height - 0.5])).all(axis=2)
     corners = rng.uniform([0, 0], [width, height], (n, 2))
     sides = rng.uniform(0.1, 0.4, (n, 2)) * [width, height]
@@ -119,6 +125,7 @@ def drawn_changes(
         height=height,
         width=width,
         affines=affines,
+        frames=frames,
         donors=donors,
         donor_affines=donor_affines,
         ellipses=ellipses,
@@ -128,8 +135,8 @@ def drawn_changes(
         reductions=rng.integers(2, 5, n) * _some(n, augmentation.reduced, rng),
         blurs=rng.uniform(0.4, 1.6, n) * height / 256 * _some(n, augmentation.blurred, rng),
         jpeg_qualities=rng.integers(25, 76, n) * _some(n, augmentation.jpeg, rng),
-        keypoints=joints.astype(np.float32),
-        weights=weights * inside,
+        keypoints=np.where(beyond[..., None], _ABSENT, joints).astype(np.float32),
+        weights=weights * (inside | beyond),
     )
 
 
@@ -172,6 +179,51 @@ def _random_affines(
     return np.concatenate([linear, offsets[:, :, None]], axis=2), mirrored
 
 
+def _random_cuts(
+    joints: Float64,
+    weights: Float32,
+    affines: Float64,
+    width: int,
+    height: int,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> tuple[Float64, npt.NDArray[np.bool_]]:
+    """Let some photos end within the person: where they end [N, 4], and which joints [N, 17] lie beyond.
+
+    Crops are then of the box that is left: `joints` and `affines` are changed in place. Most end below, as portraits do.
+    Nobody is cut who would keep fewer than 4 labelled joints.
+    """
+    n, size, margin = len(joints), np.array([width, height], np.float64), 0.06 * height
+    frames, beyond = np.tile([0.0, 0.0, width, height], (n, 1)), np.zeros((n, 17), bool)
+    sides, shares = rng.choice(4, n, p=_CUT_SIDES), rng.uniform(0.15, 0.6, n)
+    for person in np.flatnonzero(_some(n, augmentation.cut, rng)):
+        axis, far = sides[person] % 2, sides[person] >= 2
+        low, high = _around(joints[person][weights[person] > 0], margin, size)
+        line = high[axis] - shares[person] * (high - low)[axis] if far else low[axis] + shares[person] * (high - low)[axis]
+        lost = joints[person, :, axis] > line if far else joints[person, :, axis] < line
+        kept = joints[person][~lost & (weights[person] > 0)]
+        if len(kept) < 4:
+            continue
+        low, high = _around(kept, margin, size)
+        (high if far else low)[axis] = line
+        zoom = min(0.8 / ((high - low) / size).max(), _CLOSEST)
+        offset = size / 2 - zoom * (low + high) / 2
+        joints[person] = joints[person] * zoom + offset
+        affines[person] *= zoom
+        affines[person, :, 2] += offset
+        frames[person, sides[person]] = line * zoom + offset[axis]
+        beyond[person] = lost
+    return frames, beyond
+
+
+def _around(joints: Float64, margin: float, size: Float64) -> tuple[Float64, Float64]:
+    """The corners of a box around joints [M, 2] in a crop of this size, not larger than the person's own box in it."""
+    low, high = 0.1 * size, 0.9 * size
+    if not len(joints):
+        return low, high
+    return np.maximum(low, joints.min(0) - margin), np.minimum(high, joints.max(0) + margin)
+
+
 def _random_pastes(
     joints: Float64,
     weights: Float32,
@@ -211,6 +263,8 @@ def changed_crops(sets: list[People], members: Members, changes: Changes) -> UIn
     crops = np.empty((len(members), height, width, 3), np.uint8)
     for i, (which, index) in enumerate(members):
         crop = cv2.warpAffine(sets[which][index], changes.affines[i], size, flags=cv2.INTER_LINEAR)
+        x1, y1, x2, y2 = np.clip(np.rint(changes.frames[i]), 0, None).astype(int)
+        crop[:y1] = crop[y2:] = crop[:, :x1] = crop[:, x2:] = 0
         if changes.donors[i] >= 0:
             donor_set, donor_index = members[changes.donors[i]]
             other = sets[donor_set][donor_index]

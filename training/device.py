@@ -71,6 +71,8 @@ def changed_crops(people: ResidentPeople, members: Members, changes: Changes) ->
     rows, columns = (torch.arange(length, device=device, dtype=torch.float32) for length in size)
     rows = rows[:, None]
     crops = warped(people, numbers, changes.affines, size)
+    x1, y1, x2, y2 = there(np.rint(changes.frames)).unbind(3)
+    crops *= ((columns >= x1) & (columns < x2) & (rows >= y1) & (rows < y2))[..., None]
     some = np.flatnonzero(changes.donors >= 0)
     if len(some):
         donors = warped(people, numbers[torch.from_numpy(changes.donors[some]).to(device)], changes.donor_affines[some], size)

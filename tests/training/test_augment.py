@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from training import loss
 from training.augment import Augmentation, augmented_batch
 from training.data import People
 
@@ -97,6 +99,36 @@ def test_joints_outside_the_crop_weigh_nothing():
     batch = augmented_batch([person], [(0, 0)], 128, STILL, np.random.default_rng(0))
     assert batch.weights[0, 0] == 0
     assert batch.weights[0, 1:].all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_a_cut_photo_no_longer_shows_is_taught_to_be_absent(seed):
+    rows, columns = np.divmod(np.arange(17), 4)
+    keypoints = np.stack([60 + 55 * columns, 50 + 70 * rows], axis=1)
+    person, cut = _person(keypoints), STILL.model_copy(update={"cut": 1.0})
+    person.weights[0, 5] = 0  # unlabelled: nothing is known of it
+    batch = augmented_batch([person], [(0, 0)], 256, cut, np.random.default_rng(seed))
+    absent = batch.keypoints[0, :, 0] < -500
+    assert 0 < absent.sum() <= 13
+    np.testing.assert_array_equal(batch.weights[0], np.arange(17) != 5)
+    assert not loss.target_heatmaps(torch.from_numpy(batch.keypoints[:, absent] / 4), 64, 48, 2.0).any()
+    for joint in np.flatnonzero(~absent):
+        found = _brightest_near(batch.crops[0], batch.keypoints[0, joint])
+        np.testing.assert_allclose(found, batch.keypoints[0, joint], atol=1.5)
+    person.pixels[:] = 255
+    white = augmented_batch([person], [(0, 0)], 256, cut, np.random.default_rng(seed)).crops[0, :, :, 0] > 0
+    assert white[tuple(np.rint(batch.keypoints[0, ~absent]).astype(int).T[::-1])].all()
+    assert white.mean() < 0.92  # beyond the photo's end, a tenth of the crop, it is black
+
+
+def test_nobody_is_cut_who_would_keep_too_little():
+    person = _person(np.stack([np.full(17, 150.0), np.linspace(60, 340, 17)], axis=1))
+    person.weights[0, 4:] = 0
+    cut = STILL.model_copy(update={"cut": 1.0})
+    for seed in range(20):
+        batch = augmented_batch([person], [(0, 0)], 256, cut, np.random.default_rng(seed))
+        assert (batch.weights[0, :4] == 1).all()
+        assert (batch.keypoints[0, :4] > -500).all()
 
 
 def test_the_same_generator_gives_the_same_batch():

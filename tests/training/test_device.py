@@ -62,6 +62,7 @@ def test_the_same_affines_show_the_same(changed):
         ({"brightness": 0.2, "contrast": 0.25, "colour": 0.1, "grey": 0.5}, 1.0),
         ({"occluded": 1.0}, 0.6),
         ({"pasted": 0.7}, 1.0),
+        ({"cut": 0.8}, 0.6),
         ({"reduced": 0.8}, 1.5),
         ({"blurred": 0.8}, 1.0),
     ],
