@@ -180,7 +180,7 @@ def models(server: str | None, key: str | None) -> None:
                 click.echo(f"{model['name']}/{model['version']}: {model['network']}, {model['precision']}, {size}{default}")
                 click.echo(f"    sha256 {model['sha256']}")
                 for name, measured in model["accuracy"].items():
-                    click.echo(f"    {name}: AP {measured['ap']:.3f}" if "ap" in measured else f"    {name}")
+                    click.echo(f"    {name}: AP {measured['ap']:.4f}" if "ap" in measured else f"    {name}")
         return 0
 
     sys.exit(_told(run))

@@ -340,7 +340,7 @@ def test_track_writes_to_standard_output(lpn, video):
         (["VIDEO", "--out", "VIDEO"], "VIDEO, --out and --draw must be different files."),
         (["VIDEO", "--out", "/dev/full"], "/dev/full is there, and is no regular file."),
         (["VIDEO", "--max-people", 1000], "max_people is 1000; at most 100 is taken."),
-        (["VIDEO", "--model", "vgg"], "There is no model 'vgg'"),
+        (["VIDEO", "--model", "vgg"], "There is no pose model 'vgg'"),
         (["missing.mp4"], "'missing.mp4' does not exist."),
     ],
 )

@@ -171,6 +171,6 @@ class ProblemOut(BaseModel):
     type: str = Field(json_schema_extra={"enum": [f"/problems/{code}" for code in PROBLEMS]})
     title: str
     status: int
-    detail: str = Field(description="Names the field, the limit and the value.")
+    detail: str = Field(description="What is wrong: the field, the limit and the value, where there are any.")
     request_id: str
     errors: list[FieldErrorOut] = Field([], description="The fields at fault; absent where there is none.")

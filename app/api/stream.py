@@ -16,7 +16,7 @@ from app.api.pose import task_of, threshold_of
 from app.api.problems import Problem, content_of, problem_of
 from app.api.schemas import Options
 from app.inference.follower import Follower
-from app.inference.pipeline import NoDetector, Pipeline, PoseTask
+from app.inference.pipeline import Pipeline, PoseTask
 from app.settings import Settings
 from app.telemetry.metrics import STAGES, Metrics
 
@@ -49,10 +49,10 @@ async def stream(socket: WebSocket) -> None:
     _check_origin(socket, settings)
     if settings.max_streams == 0:
         raise Problem("not_found", "The service follows no streams: POSE_MAX_STREAMS is 0.")
+    if pipeline.models.detector is None:
+        raise Problem("not_found", "The service follows no streams: it has no detector (POSE_DETECTOR).")
     options = read_stream_options(socket.query_params, settings)
     pipeline.find(options.model)
-    if pipeline.models.detector is None:
-        raise NoDetector
     check_ready(pipeline)
     if len(streams) >= settings.max_streams:
         limit = f"The service follows at most {settings.max_streams} streams at once, and no more fit in."

@@ -197,7 +197,7 @@ class Pipeline:
         """The model of that name/version, or the latest of that name; the default for None. Raises ModelNotFound."""
         model = self.models.find(name)
         if model is None:
-            raise ModelNotFound(f"There is no model {name!r}; there are {', '.join(self.models.pose)}.")
+            raise ModelNotFound(f"There is no pose model {name!r}; there are {', '.join(self.models.pose)}.")
         return model
 
     async def estimate(self, task: PoseTask, again: bool = False) -> Outcome:

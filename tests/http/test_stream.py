@@ -236,8 +236,8 @@ def test_what_a_stream_cannot_do_is_refused_at_once(service, query, code, named)
 
 def test_without_a_detector_there_are_no_streams(start_service):
     problem = refusal(start_service(detector="", lanes=1))
-    assert problem["type"] == "/problems/invalid_option"
-    assert "no detector" in problem["detail"]
+    assert problem["type"] == "/problems/not_found"
+    assert "no detector (POSE_DETECTOR)" in problem["detail"]
 
 
 @pytest.fixture(scope="module")
