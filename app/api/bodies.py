@@ -275,13 +275,11 @@ def _no_list_a_picture(count: int, loc: Location) -> Problem:
 
 
 def _is_list_a_picture(content: Any) -> bool:
-    """Whether JSON for one picture is [[[x, y, w, h], …]] or [[]] rather than [[x, y, w, h], …]."""
-    return (
-        isinstance(content, list)
-        and len(content) == 1
-        and isinstance(content[0], list)
-        and all(isinstance(box, list) for box in content[0])
-    )
+    """Whether JSON for one picture is [[[x, y, w, h], …]], [[]] or [null] rather than [[x, y, w, h], …]."""
+    if not isinstance(content, list) or len(content) != 1:
+        return False
+    boxes = content[0]
+    return boxes is None or (isinstance(boxes, list) and all(isinstance(box, list) for box in boxes))
 
 
 def _checked_boxes(content: Any, loc: Location, settings: Settings) -> npt.NDArray[np.float64]:
@@ -292,9 +290,16 @@ def _checked_boxes(content: Any, loc: Location, settings: Settings) -> npt.NDArr
     for i, box in enumerate(content):
         numbers = isinstance(box, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in box)
         if not numbers or len(box) != 4 or not all(math.isfinite(v) for v in box):
-            told = orjson.dumps(box).decode()[:_TOLD_CHARACTERS]
-            raise at("invalid_box", (*loc, i), f"must be [x, y, width, height], four finite numbers; it is {told}")
+            raise at("invalid_box", (*loc, i), f"must be [x, y, width, height], four finite numbers; it is {_begin_of(box)}")
     return np.array(content, np.float64).reshape(-1, 4)
+
+
+def _begin_of(value: Any) -> str:
+    """The begin of a value as JSON, of which orjson writes fewer levels than it reads."""
+    try:
+        return orjson.dumps(value[:_TOLD_CHARACTERS] if isinstance(value, list | str) else value).decode()[:_TOLD_CHARACTERS]
+    except TypeError:
+        return "nested deeply"
 
 
 def _numbers(text: str, loc: Location) -> list[float]:

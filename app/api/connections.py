@@ -20,7 +20,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from app.api.middleware import PROBES
+from app.api.middleware import PROBES, request_id_of
 from app.api.problems import Problem, render
 from app.api.stream_connection import StreamConnection
 from app.inference.pipeline import Pipeline
@@ -321,23 +321,24 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
             return
         # A request that the application is reading already breaks off there, and is counted there.
-        response = self._refusal(problem, counted=not self._head_complete or self._answering is not self.cycle)
+        response = self._refusal(
+            problem, uuid.uuid4().hex, counted=not self._head_complete or self._answering is not self.cycle
+        )
         head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
         self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (problem.status, head, response.body))
         self.transport.close()
 
     async def _refuse_one_too_many(self, scope: Any, receive: Any, send: Any) -> None:
-        await self._refusal(self._too_many())(scope, receive, send)
+        await self._refusal(self._too_many(), request_id_of(scope))(scope, receive, send)
 
     def _too_many(self) -> Problem:
         limit = f"The service holds {self.settings.max_connections} connections already, all at work."
         return Problem("not_ready", limit, retry_after=1)
 
-    def _refusal(self, problem: Problem, counted: bool = True) -> Response:
+    def _refusal(self, problem: Problem, request_id: str, counted: bool = True) -> Response:
         if counted:
             self.metrics.rejected.labels(problem.code).inc()
             self.metrics.requests.labels("connection", "other", problem.status).inc()
-        request_id = uuid.uuid4().hex
         fields = {"request_id": request_id, "status": problem.status, "problem": problem.code}
         log.info("a connection was refused", extra=fields)
         response = render(problem, request_id)

@@ -29,6 +29,12 @@ PROBES = frozenset(("/livez", "/readyz", "/metrics"))
 OPEN_PATHS = PROBES | pages.PATHS
 
 
+def request_id_of(scope: Scope) -> str:
+    """The id that a request brings, if it has the form of one, or a new one."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
 class RequestContext:
     """An id for each request, one log line, its metrics and Server-Timing. Outermost: CORS answers some requests by itself.
 
@@ -48,8 +54,7 @@ class RequestContext:
         method = scope.get("method", "GET")  # as a stream begins
         if method == "HEAD":  # as GET; uvicorn leaves the body out
             scope = {**scope, "method": "GET"}
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = request_id_of(scope)
         state = scope.setdefault("state", {})
         seconds: dict[str, float] = {}
         state.update(request_id=request_id, seconds=seconds, status=0)  # of the answer, once it is begun

@@ -23,12 +23,12 @@ _JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders w
 _JPEG_SEGMENTS = 5_000  # may be empty, and are looked at one by one; a large colour profile or XMP is some hundred
 _PNG_CHUNKS = 100_000  # the same; encoders that write 8 KB in each fill 32 MiB with 4,000
 # What is handed to the decoder. It would inflate every text and colour profile, 8 KB to 8 MB, and tell of odd chunks in lines
-# of its own on standard error, in which a profile may have any name.
-_PNG_ONCE = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"acTL", b"IEND"}
-_PNG_READ = {b"IDAT", b"fcTL", b"fdAT"} | _PNG_ONCE
+# of its own on standard error, in which a profile may have any name. For an animation's it would hold several whole pictures.
+_PNG_ONCE = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IEND"}
+_PNG_READ = {b"IDAT"} | _PNG_ONCE
 _TIFF_VALUE_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}  # of each type
 _TIFF_LENGTHS = {3: "u2", 4: "u4", 8: "u2", 9: "u4", 16: "u8", 17: "u8"}  # of a strip or tile: types; a byte tells little
-_TIFF_TILE_PIXELS = 2**20  # of a tile, or half as many again as the picture: a decoder makes room for whole tiles
+_TIFF_TILE_PIXELS = 2**20  # of a tile, or its sides in whole multiples of 256: a decoder makes room for whole tiles
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
 _LARGE = 640 * 640  # pixels
 FLAGS = {  # of OpenCV, to decode each side that many times smaller
@@ -267,7 +267,7 @@ def _measure_tiff(data: bytes) -> Header:
     width, height, compression, tile_width, tile_height = found.values()
     if compression not in _TIFF_COMPRESSIONS:
         raise InvalidImage(f"is a TIFF file of compression {compression}, which is not read")
-    if tile_width * tile_height > max(_TIFF_TILE_PIXELS, 3 * width * height // 2):
+    if tile_width * tile_height > max(_TIFF_TILE_PIXELS, (width + 255) // 256 * ((height + 255) // 256) * 2**16):
         raise InvalidImage(f"is a TIFF file with tiles of {tile_width} × {tile_height} pixels, far larger than it is")
     if values > len(data) or packed > 2 * len(data):  # which a decoder would read, and in part keep, again and again
         raise InvalidImage("is a TIFF file whose parts are longer than itself")

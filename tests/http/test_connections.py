@@ -398,12 +398,14 @@ def test_over_the_limit_all_but_probes_are_refused_while_all_are_at_work(start_s
                 b"Expect: 100-continue\r\n\r\n"
             )
             assert b" 100 " in sock.recv(65_536)[:20]  # it is at work
-        for refused in (HEAD + bytes(1000), HANDSHAKE):
+        named = [head.replace(b"Host: x", b"Host: x\r\nX-Request-ID: mine") for head in (HEAD, HANDSHAKE)]
+        for refused in (named[0] + bytes(1000), named[1]):
             with connect(service.port) as another:
                 another.sendall(refused)
                 refusal = read_to_end(another)
             assert problem(refusal) == (503, "not_ready")
             assert b"retry-after: 1\r\n" in refusal.lower()
+            assert b"x-request-id: mine\r\n" in refusal.lower()
         for _ in range(20):  # silent ones make way
             held.enter_context(connect(service.port))
         for path in ("/livez", "/readyz", "/metrics?x"):  # or a busy service would be taken for a dead one

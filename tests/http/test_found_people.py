@@ -169,6 +169,7 @@ def test_without_a_detector_the_service_asks_for_boxes(start_service, t_pose):
         alone.client.post("/v1/pose", content=t_pose, headers=JPEG),
         alone.client.post("/v1/pose", json={"images": [{"data": base64.b64encode(t_pose).decode()}]}),
         alone.client.post("/v1/pose", files={"image": t_pose}),
+        alone.client.post("/v1/pose", files={"image": t_pose}, data={"boxes": "[null]"}),  # to be searched, as for several
     ):
         assert answer.status_code == 422
         assert answer.json()["type"] == "/problems/invalid_option"

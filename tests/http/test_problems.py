@@ -59,11 +59,11 @@ def image(small: bytes, **fields: object) -> dict:
 
 
 def png(width: int, height: int, rows: bytes) -> bytes:
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows, 9)),
-        (b"IEND", b""),
-    )
+    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return png_of(header, (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))
+
+
+def png_of(*chunks: tuple[bytes, bytes]) -> bytes:
     parts = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
@@ -151,6 +151,23 @@ def test_what_hides_in_a_small_picture_is_not_decoded(client, service):
     assert service.peak_memory < before + 20e6  # the second frame alone is 72 MB as the service reads it
 
 
+def test_of_an_animated_png_one_picture_alone_is_in_memory(client, service):
+    side = 2000
+    frame = struct.pack(">IIIIHHBB", side, side, 0, 0, 1, 10, 0, 0)
+    data = png_of(
+        (b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 0)),
+        (b"acTL", struct.pack(">II", 2, 0)),
+        (b"IDAT", zlib.compress(bytes((1 + 8 * side) * side))),
+        (b"fcTL", struct.pack(">I", 0) + frame),
+        (b"fdAT", struct.pack(">I", 1) + b"x"),
+        (b"IEND", b""),
+    )
+    before = service.metric("process_resident_memory_bytes")
+    service.forget_peak_memory()
+    assert post(client, data, boxes="1,1,9,9").status_code == 200
+    assert service.peak_memory < before + 60e6  # of 4 million pixels, read 6 bytes a pixel; as an animation 36
+
+
 def test_a_picture_too_long_to_crop_is_refused(client):
     assert_problem(post(client, png(32_767, 10, bytes(4097 * 10)), boxes="1,1,9,9"), 413, "image_too_large", "32,766")
     assert post(client, png(32_766, 10, bytes(4097 * 10)), boxes="32000,1,700,9").status_code == 200
@@ -191,7 +208,8 @@ def test_too_many_pictures_are_refused(client, small):
         "[[1,2,3,true]]",
         "[[1,2,3,4]",
         "null",
-        "[null]",
+        "[7]",
+        "[" * 300 + "]" * 300,
         "[[1,2,3,1e999]]",
         "[[1,2,3,NaN]]",
         "0,0,0,0",
@@ -222,6 +240,7 @@ def test_a_box_that_shows_nobody_is_an_invalid_box(client, small, box):
         [[1, 2, 3, "4"]],
         [[1, 2, 3, True]],
         [[1, 2, 3, None]],
+        [None],
         [[0, 0, 0, 0]],
         [[2**64, 0, 1, 1]],
         [[-(2**63), 0, 1, 1]],
