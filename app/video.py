@@ -30,6 +30,7 @@ from app.vision import drawing
 UInt8 = npt.NDArray[np.uint8]
 
 _USUAL_RATE = 30.0  # frames a second, of a video that does not say
+_DAMAGED_IN_A_ROW = 1000  # then a video has ended, however many frames its header claims
 
 
 class Frames:
@@ -48,16 +49,17 @@ class Frames:
     def __iter__(self) -> Iterator[tuple[float, UInt8]]:
         """The seconds and pixels of each frame; damaged ones are passed over."""
         seconds = -1.0
-        tried = 0
+        tried = failed = 0
         while True:
             whole, frame = self._capture.read()
             tried += 1
+            failed = 0 if whole else failed + 1
             if whole:
                 told = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 seconds = told if told > seconds else seconds + 1 / self.rate
                 self.read += 1
                 yield seconds, frame.astype(np.uint8, copy=False)
-            elif tried >= self.count:
+            elif tried >= self.count or failed >= _DAMAGED_IN_A_ROW:
                 return
 
 

@@ -350,6 +350,21 @@ def test_track_tells_what_it_cannot_do(lpn, video, arguments, told):
     assert told in " ".join(err.split())
 
 
+def test_track_ends_where_a_video_does_however_long_it_claims_to_be(lpn, tmp_path):
+    film = cv2.VideoWriter(str(tmp_path / "long.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
+    for _ in range(10):
+        film.write(np.zeros((48, 64, 3), np.uint8))
+    film.release()
+    content = bytearray((tmp_path / "long.avi").read_bytes())
+    stream = content.index(b"strh") + 40
+    content[48:52] = content[stream : stream + 4] = (2**31 - 1).to_bytes(4, "little")
+    (tmp_path / "long.avi").write_bytes(content)
+    code, out, err = lpn("track", "long.avi")
+    assert (code, len(out.splitlines())) == (1, 10)
+    assert err.endswith("frames could not be read.\n")
+    assert int(err.split()[1]) > 10**6
+
+
 def test_track_goes_on_past_damaged_frames_and_tells_how_many(lpn, video, tmp_path):
     content = bytearray(video.read_bytes())
     content[len(content) // 3 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 3)

@@ -80,7 +80,7 @@ def read_annotations(annotation_file: Path) -> dict[str, Any]:
         return _people_of(content)
     except KeyError as error:
         raise DataError(f"{annotation_file}: an image or annotation has no {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{annotation_file}: {error}") from error
 
 
@@ -88,7 +88,8 @@ def _people_of(content: dict[str, Any]) -> dict[str, Any]:
     """A COCO file's content with the annotations of people alone, checked. Raises KeyError and ValueError."""
     for image in content["images"]:
         _check_image(image)
-    known = {image["id"] for image in content["images"]}
+    known = _ids(content, "images")
+    _ids(content, "annotations")
     person = next((each["id"] for each in content.get("categories", []) if each["name"] == "person"), 1)
     people = []
     for annotation in content["annotations"]:
@@ -102,6 +103,16 @@ def _people_of(content: dict[str, Any]) -> dict[str, Any]:
         labelled = {"num_keypoints": sum(seen > 0 for seen in keypoints[2::3])}
         people.append({**labelled, "area": width * height, **annotation, **(labelled if keypoints else {}), "category_id": 1})
     return {**content, "annotations": people, "categories": [{"id": 1, "name": "person"}]}
+
+
+def _ids(content: dict[str, Any], key: str) -> set[Any]:
+    """The ids of the images or annotations. Raises ValueError where two have one, as in files put together as they are."""
+    ids: set[Any] = set()
+    for each in content[key]:
+        if each["id"] in ids:
+            raise ValueError(f"two {key} have the id {each['id']}")
+        ids.add(each["id"])
+    return ids
 
 
 def _check_image(image: dict[str, Any]) -> None:
@@ -127,6 +138,8 @@ def _check_person(annotation: dict[str, Any]) -> None:
             raise ValueError(f"annotation {number} has {key} {value!r}, which is no number of 0 or more")
     if keypoints or annotation.get("num_keypoints", 0):
         _check_numbers(annotation, "keypoints", 3 * KEYPOINTS)
+        if any(abs(value) > _FARTHEST for value in keypoints):
+            raise ValueError(f"annotation {number} has keypoints beyond {_FARTHEST:,} pixels")
     if "keypoint_weights" in annotation:
         _check_numbers(annotation, "keypoint_weights", KEYPOINTS)
         if not all(0 <= trust <= 1 for trust in annotation["keypoint_weights"]):

@@ -52,11 +52,23 @@ def test_how_many_joints_are_labelled_is_counted(tmp_path):
         ("keypoint_weights", [1.5] * 17, "keypoint_weights that are not between 0 and 1"),
         ("area", -5, "area -5, which is no number of 0 or more"),
         ("id", "seven", "'seven' has an id that is no whole number"),
+        ("keypoints", [1e39, 1.0, 2.0] * 17, "keypoints beyond 1,000,000 pixels"),
+        ("bbox", [10**400, 1, 2, 3], "too large"),
     ],
 )
 def test_labels_out_of_range_are_refused(tmp_path, key, value, told):
     file = coco(tmp_path, 1, 1, **{key: value})
     with pytest.raises(DataError, match=told):
+        read_annotations(file)
+
+
+@pytest.mark.parametrize("key", ["images", "annotations"])
+def test_files_that_were_put_together_as_they_are_are_refused(tmp_path, key):
+    file = coco(tmp_path, 2, 1)
+    content = json.loads(file.read_text())
+    content[key].append(content[key][0])
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"two {key} have the id {content[key][0]['id']}"):
         read_annotations(file)
 
 
