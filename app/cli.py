@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SHARE = click.FloatRange(0, 1)
 _DAY_MS = 24 * 3600 * 1000
-_PATIENT_RETRIES = 240  # four minutes and more
+_PATIENT_RETRIES = 240  # about five minutes where the service names no longer wait
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -31,8 +31,8 @@ Boxes = Sequence[Sequence[float]] | Float64
 
 _URL = "http://localhost:8000"
 _TIMEOUT = httpx.Timeout(75, connect=5, pool=None)  # seconds; the service gives a request a minute at most by default
-_RETRIES = 6  # five seconds, where the service names no wait
-_FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0  # seconds, where the answer names none …
+_RETRIES = 6  # three seconds, where the service names no wait
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 1.6  # seconds, where the answer names none …
 _LONGEST_NAMED_WAIT = 60.0  # … and where it does
 _AT_ONCE = 16  # requests of an AsyncPoseClient: more would lie in the service's queue, and in memory
 

@@ -56,9 +56,9 @@ def posting(url: str, ahead: int) -> Iterator[tuple[Callable[[bytes], None], Cal
         )
 
 
-def ask(url: str, seconds: float, ahead: int, post: bool) -> tuple[list[float], int]:
+def ask(url: str, way: list[bytes], seconds: float, ahead: int, post: bool) -> tuple[list[float], int]:
     """What one client sees: the milliseconds of each frame that is answered, and the people in all of them."""
-    way = itertools.cycle(frames())
+    frame = itertools.cycle(way)
     took: list[float] = []
     people = 0
     with posting(url, ahead) if post else streaming(url) as (send, take):
@@ -67,7 +67,7 @@ def ask(url: str, seconds: float, ahead: int, post: bool) -> tuple[list[float], 
         while sent or time.perf_counter() < until:
             while len(sent) < ahead and time.perf_counter() < until:
                 sent.append(time.perf_counter())
-                send(next(way))
+                send(next(frame))
             answer = take()
             if "annotations" not in answer:
                 raise Fault(str(answer))
@@ -79,9 +79,10 @@ def ask(url: str, seconds: float, ahead: int, post: bool) -> tuple[list[float], 
 
 def measure(url: str, clients: int, seconds: float, ahead: int, post: bool) -> str:
     """A row of the table."""
+    way = frames()
     with ThreadPoolExecutor(clients) as pool:
         started = time.perf_counter()
-        seen = list(pool.map(partial(ask, url, seconds, ahead), itertools.repeat(post, clients)))
+        seen = list(pool.map(partial(ask, url, way, seconds, ahead), itertools.repeat(post, clients)))
         elapsed = time.perf_counter() - started
     milliseconds = [each for took, _ in seen for each in took]
     p50, p95, p99 = np.percentile(milliseconds, [50, 95, 99])

@@ -1,9 +1,11 @@
 """Weights → a model of the store → the same heatmaps and keypoints, through the service's own code."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -254,6 +256,18 @@ def int8(tmp_path_factory, reference_people):
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1].startswith("x/1: LPN-50, int8, ")
     return folder / "x/1"
+
+
+def test_ranges_of_a_picture_that_shows_nobody_make_no_model(tmp_path):
+    dark = np.random.default_rng(0).integers(0, 30, (300, 300, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "dark.png"), dark)
+    person = {"id": 1, "image_id": 1, "bbox": [50, 20, 200, 250], "area": 30_000, "keypoints": [100.0, 100.0, 2] * 17}
+    image = {"id": 1, "file_name": "dark.png", "width": 300, "height": 300}
+    (tmp_path / "people.json").write_text(json.dumps({"images": [image], "annotations": [person]}))
+    weights = read_lpn(STORED / "weights.pth").state_dict()
+    with pytest.raises(ModelError, match="give --int8 a file of more people"):
+        export(weights, tmp_path / "store", "x", "1", OURS, tmp_path / "people.json")
+    assert not (tmp_path / "store").exists()
 
 
 def test_in_int8_the_model_finds_nearly_the_same_places(int8, parity, heatmaps):
