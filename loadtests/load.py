@@ -117,6 +117,8 @@ def main() -> None:
         asyncio.run(measured)
     except httpx.TransportError as error:
         raise SystemExit(f"{arguments.url} gives no answer: {error}") from error
+    except httpx.HTTPStatusError as error:
+        raise SystemExit(f"{arguments.url} refuses: {error.response.text}") from error
 
 
 if __name__ == "__main__":

@@ -116,11 +116,16 @@ def drawn_changes(
     donors, donor_affines, ellipses = _random_pastes(joints, weights, sizes, width, height, augmentation, rng)
     joints = joints @ affines[:, :, :2].transpose(0, 2, 1) + affines[:, None, :, 2]
     joints[mirrored], weights[mirrored] = joints[mirrored][:, MIRROR], weights[mirrored][:, MIRROR]
-    frames, beyond = _random_cuts(joints, weights, affines, width, height, augmentation, rng)
-    inside = ((joints > -0.5) & (joints < [width - 0.5, height - 0.5])).all(axis=2)
     corners = rng.uniform([0, 0], [width, height], (n, 2))
     sides = rng.uniform(0.1, 0.4, (n, 2)) * [width, height]
     rectangles = np.hstack([corners - sides / 2, corners + sides / 2]) * _some(n, augmentation.occluded, rng)[:, None]
+    rectangle_colours = rng.uniform(0, 255, (n, 3))
+    colours = _random_colours(n, augmentation, rng)
+    reductions = rng.integers(2, 5, n) * _some(n, augmentation.reduced, rng)
+    blurs = rng.uniform(0.4, 1.6, n) * height / 256 * _some(n, augmentation.blurred, rng)
+    jpeg_qualities = rng.integers(25, 76, n) * _some(n, augmentation.jpeg, rng)
+    frames, beyond = _random_cuts(joints, weights, affines, width, height, augmentation, rng)
+    inside = ((joints > -0.5) & (joints < [width - 0.5, height - 0.5])).all(axis=2)
     return Changes(
         height=height,
         width=width,
@@ -130,11 +135,11 @@ def drawn_changes(
         donor_affines=donor_affines,
         ellipses=ellipses,
         rectangles=rectangles,
-        rectangle_colours=rng.uniform(0, 255, (n, 3)),
-        colours=_random_colours(n, augmentation, rng),
-        reductions=rng.integers(2, 5, n) * _some(n, augmentation.reduced, rng),
-        blurs=rng.uniform(0.4, 1.6, n) * height / 256 * _some(n, augmentation.blurred, rng),
-        jpeg_qualities=rng.integers(25, 76, n) * _some(n, augmentation.jpeg, rng),
+        rectangle_colours=rectangle_colours,
+        colours=colours,
+        reductions=reductions,
+        blurs=blurs,
+        jpeg_qualities=jpeg_qualities,
         keypoints=np.where(beyond[..., None], _ABSENT, joints).astype(np.float32),
         weights=weights * (inside | beyond),
     )

@@ -48,6 +48,7 @@ NMS_IOU = 0.55
 _GOLDEN = Path(__file__).parent / "golden.png"  # the letterbox of tests/data/photos/t_pose_cc0.jpg
 _BOX_TOLERANCE = 0.05  # pixels
 _SCORE_TOLERANCE = 1e-4
+_INT8_PIXELS, _INT8_SCORE = 8, 0.1
 _FIRST = ("model.backbone.stem.", "model.backbone.blocks.0.")
 
 
@@ -68,8 +69,8 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, peo
 
     With `people`, a COCO file whose pictures tell the ranges of its values, the graph is in int8. Raises ValueError for
     weights that are no detector's or a name that the store does not take, DataError where there are no such pictures, and
-    ModelError for weights that are not finite or where the float32 graph differs from PyTorch. Nothing is written
-    then: a model already there stays whole.
+    ModelError for weights that are not finite, where the float32 graph differs from PyTorch, or where int8 finds another
+    person. Nothing is written then: a model already there stays whole.
     """
     model = detector_of(weights)
     check_finite(model)
@@ -80,7 +81,8 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, peo
     _check(graph, model)
     precision = "float32"
     if samples is not None:
-        graph, precision = in_int8(graph, "letterboxes", samples, _kept), "int8"
+        plain, graph, precision = graph, in_int8(graph, "letterboxes", samples, _kept), "int8"
+        _check_int8(graph, plain)
     description = _toml(name, version, precision, graph) + _golden(graph)
     DetectorDescription.model_validate(tomllib.loads(description))
     folder = store / name / version
@@ -163,11 +165,28 @@ nms_iou = {NMS_IOU}
 """
 
 
-def _golden(graph: bytes) -> str:
-    """The table of the best person that the network finds in golden.png."""
+def _check_int8(graph: bytes, plain: bytes) -> None:
+    """Raise ModelError where the best person of golden.png is another in int8: its samples tell too little of pictures."""
+    differences = np.abs(_golden_person(graph) - _golden_person(plain))
+    pixels, score = float(differences[:4].max()), float(differences[4])
+    if pixels > _INT8_PIXELS or score > _INT8_SCORE:
+        raise ModelError(
+            f"in int8 the person in {_GOLDEN.name} moves by {pixels:.1f} pixels, the score by {score:.2f}; "
+            f"{_INT8_PIXELS} and {_INT8_SCORE} are taken: give --int8 a file of more pictures, lit as those to come"
+        )
+
+
+def _golden_person(graph: bytes) -> npt.NDArray[np.float32]:
+    """The best person that the network finds in golden.png: x1, y1, x2, y2, score."""
     letterbox = np.asarray(cv2.imread(str(_GOLDEN)), np.uint8)
     boxes, scores = open_session(graph).run(None, {"letterboxes": letterbox[None]})
-    (person,) = detection.people(boxes[0], scores[0], NMS_IOU, 1).tolist()
+    (person,) = detection.people(boxes[0], scores[0], NMS_IOU, 1)
+    return np.asarray(person, np.float32)
+
+
+def _golden(graph: bytes) -> str:
+    """The table of the best person that the network finds in golden.png."""
+    person = _golden_person(graph).tolist()
     return f"""
 # The best person that the network finds in golden.png: x1, y1, x2, y2, score. The service compares at every start.
 [golden]

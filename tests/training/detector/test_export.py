@@ -1,5 +1,6 @@
 """Weights → a detector of the store → the same boxes, through the service's own code."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -82,6 +83,17 @@ def test_in_int8_the_detector_finds_nearly_the_same_boxes(reference_people, tmp_
     found = int8.network.run(letterbox[None]).values[0, 0]
     assert np.abs(found[:4] - expected[:4]).max() < 8
     assert found[4] == pytest.approx(expected[4], abs=0.1)
+
+
+def test_ranges_of_a_dark_picture_make_no_detector(tmp_path):
+    cv2.imwrite(str(tmp_path / "dark.png"), np.random.default_rng(0).integers(0, 30, (300, 300, 3), np.uint8))
+    person = {"id": 1, "image_id": 1, "bbox": [50, 20, 200, 250], "area": 30_000, "keypoints": [100.0, 100.0, 2] * 17}
+    image = {"id": 1, "file_name": "dark.png", "width": 300, "height": 300}
+    (tmp_path / "people.json").write_text(json.dumps({"images": [image], "annotations": [person]}))
+    stored = read_content(STORED / "weights.pth")
+    with pytest.raises(ModelError, match="give --int8 a file of more pictures"):
+        export(stored, tmp_path / "store", "x", "1", tmp_path / "people.json")
+    assert not (tmp_path / "store").exists()
 
 
 def test_other_weights_are_refused_and_nothing_is_written(weights, tmp_path):
