@@ -201,7 +201,7 @@ def _random_cuts(
     n, size, margin = len(joints), np.array([width, height], np.float64), 0.06 * height
     frames, beyond = np.tile([0.0, 0.0, width, height], (n, 1)), np.zeros((n, 17), bool)
     sides, shares = rng.choice(4, n, p=_CUT_SIDES), rng.uniform(0.15, 0.6, n)
-    for person in np.flatnonzero(_some(n, augmentation.cut, rng)):
+    for person in np.flatnonzero(_some(n, augmentation.cut, rng) & ((weights > 0).sum(axis=1) >= 4)):
         axis, far = sides[person] % 2, sides[person] >= 2
         low, high = _around(joints[person][weights[person] > 0], margin, size)
         line = high[axis] - shares[person] * (high - low)[axis] if far else low[axis] + shares[person] * (high - low)[axis]
@@ -223,10 +223,7 @@ def _random_cuts(
 
 def _around(joints: Float64, margin: float, size: Float64) -> tuple[Float64, Float64]:
     """The corners of a box around joints [M, 2] in a crop of this size, not larger than the person's own box in it."""
-    low, high = 0.1 * size, 0.9 * size
-    if not len(joints):
-        return low, high
-    return np.maximum(low, joints.min(0) - margin), np.minimum(high, joints.max(0) + margin)
+    return np.maximum(0.1 * size, joints.min(0) - margin), np.minimum(0.9 * size, joints.max(0) + margin)
 
 
 def _random_pastes(
