@@ -4,6 +4,7 @@ Everything here happens before or after a request is the application's, so its a
 """
 
 import asyncio
+import itertools
 import logging
 import re
 import select
@@ -32,6 +33,7 @@ log = logging.getLogger("app.requests")
 STREAM_PATH = b"/v1/stream"
 _FOR_PROBES = 8  # connections over the limit while all are at work, or a busy service would be taken for a dead one
 _HEAD_BYTES = 65_536
+_numbers = itertools.count()  # of connections in their order; the loop's clock gives many of them one millisecond
 _SENT_AHEAD = 64  # requests on a connection that wait for the answers before them: one read may hold thousands
 # Clients that would rather speak HTTP/2 (Java's, curl --http2) offer it with every request. httptools takes what follows such
 # a head, the body, for bytes of that protocol and then for another request.
@@ -60,7 +62,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**uvicorns)
         self.settings = settings
         self.metrics = metrics
-        self.made = self.loop.time()
+        self.number = next(_numbers)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -293,7 +295,7 @@ class Connection(HttpToolsProtocol):
         others = (other for other in self.connections if isinstance(other, Connection) and other is not self)
         idle = [other for other in others if other.idle and not other.transport.is_closing()]
         if idle:
-            min(idle, key=lambda other: other.made).transport.close()
+            min(idle, key=lambda other: other.number).transport.close()
         return bool(idle)
 
     @property
