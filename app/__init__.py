@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # ONNX Runtime tells its maker of every start and model unless this stands in the environment before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

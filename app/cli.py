@@ -101,7 +101,8 @@ def predict(
 
     A photo is called by its path in the folder that was named, or by its name alone. Of folders, files named .jpg, .jpeg,
     .png, .webp, .bmp, .tif and .tiff are photos. One that cannot be read is left out and told of at the end; the exit code
-    is 1 then. Without --boxes, photos are numbered from 0 in the order of their paths; COCO results name nothing else.
+    is 1 then. Without --boxes, photos are numbered from 0 in the order of the arguments, those of a folder by path.
+    COCO results hold these numbers and no names of files: where you need names, take --format coco.
     """
     settings = _settings()
     from app import photos as many

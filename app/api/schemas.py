@@ -32,14 +32,14 @@ class Options(BaseModel):
 
     model: str | None = Field(None, description="A pose model from /v1/models, name or name/version.", max_length=128)
     format: Literal["coco", "results"] = Field(
-        "coco", description="coco: a COCO keypoint data set. results: a list that COCO.loadRes takes."
+        "coco", description="Of JSON answers. coco: a COCO keypoint data set. results: a list that COCO.loadRes takes."
     )
     keypoint_threshold: Share | None = Field(
-        None, description="Score from which a keypoint is called visible (v = 2) in coco. Default: the model's."
+        None, description="Score from which a keypoint is called visible (v = 2), and drawn. Default: the model's."
     )
     detection_threshold: Share | None = Field(None, description="Least score of a found person. Default: the detector's.")
     max_people: Count | None = Field(
-        None, description="Found people a picture, by the detector's score at most as many. Default 50."
+        None, description="The most people to find in a picture: those of whom the detector is surest. Default: 50."
     )
     flip_test: bool = Field(False, description="Average with the mirrored crop: twice the work, a little better.")
     timeout_ms: Count | None = Field(None, description="Deadline of this request in milliseconds.")
