@@ -106,7 +106,6 @@ def predict(
     """
     settings = _settings()
     from app import photos as many
-    from app.inference.session import usable_cores
 
     chosen = many.photos_of(photos, boxes)
     task = many.Task(
@@ -125,7 +124,7 @@ def predict(
         async with _client(server, key, settings) as client:
             with click.progressbar(length=len(chosen), **_bar("photos")) as bar:
                 asked = await many.asked_of(task, client)
-                failed = await many.predict(asked, client, 16 if server else 2 * usable_cores(), bar.update)
+                failed = await many.predict(asked, client, 16 if server else _at_once(), bar.update)
         if failed:
             click.echo("\n".join([f"{len(failed)} of {len(chosen)} photos failed:", *failed]), err=True)
         return bool(failed)
@@ -210,6 +209,13 @@ def _patient(settings: "Settings") -> "Settings":
     return settings.model_copy(update={"api_keys": (), **endless})
 
 
+def _at_once() -> int:
+    """Photos that a service of one's own is given at once: while some are decoded, others keep its lanes busy."""
+    from app.inference.session import usable_cores
+
+    return 2 * usable_cores()
+
+
 @asynccontextmanager
 async def _client(
     server: str | None, key: str | None, settings: "Settings", works: bool = True
@@ -232,7 +238,7 @@ async def _client(
     try:
         # Shielded, or who is cancelled would be answered that the service shuts down, and asked again.
         transport = httpx.ASGITransport(lambda *asgi: asyncio.shield(app(*asgi)))
-        async with AsyncPoseClient(transport=transport) as client:
+        async with AsyncPoseClient(transport=transport, at_once=_at_once()) as client:
             yield client
     finally:
         await app.state.pipeline.stop()

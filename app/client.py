@@ -143,7 +143,7 @@ class PoseClient:
 class AsyncPoseClient:
     """PoseClient for asyncio: many pictures at once, `await asyncio.gather(*map(client.estimate, photos))`.
 
-    It belongs to one event loop, and has 16 requests on their way at most.
+    It belongs to one event loop, and has `at_once` requests on their way at most.
     """
 
     def __init__(
@@ -154,9 +154,10 @@ class AsyncPoseClient:
         retries: int = _RETRIES,
         timeout: httpx.Timeout | float = _TIMEOUT,
         transport: httpx.AsyncBaseTransport | None = None,
+        at_once: int = _AT_ONCE,
     ) -> None:
         self._retries = retries
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._turns = asyncio.Semaphore(at_once)
         self._http = httpx.AsyncClient(base_url=_checked(url), headers=_headers(key), timeout=timeout, transport=transport)
 
     async def estimate(self, picture: Picture, boxes: Boxes | None = None, **options: Unpack[Options]) -> Pose:

@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import orjson
 
-from app.client import AsyncPoseClient, NoAnswer, Options, Pose, Refused
+from app.client import AsyncPoseClient, NoAnswer, Options, Pose, PoseError, Refused
 from app.outputs import check_regular, real, whole_file
 from app.vision import drawing, image
 
@@ -165,10 +165,12 @@ async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Calla
     async def work() -> None:
         for photo in waiting:
             try:
-                answers[photo.file] = await _answer(photo, task, client)
+                answer = await _answer(photo, task, client)
             except PhotoFault as fault:
                 faults[photo.file] = fault
             else:
+                _check_model(answer, answers)
+                answers[photo.file] = answer
                 if part is not None:
                     _append(part, answers[photo.file])
             tick(1)
@@ -351,6 +353,19 @@ def _pieces(task: Task, answers: Mapping[Path, bytes]) -> Iterator[bytes]:
             told = person | {"id": count, "image_id": photo.id}
             yield (b"," if count > 1 else b"") + orjson.dumps(told if task.form == "coco" else _result(told))
     yield b"]}\n" if task.form == "coco" else b"]\n"
+
+
+def _check_model(line: bytes, before: Mapping[Path, bytes]) -> None:
+    """Raise PoseError where an answer is of another model than those before it, as of a service that was started anew."""
+    now, then = _told_by(line), next(map(_told_by, before.values()), None)
+    if then not in (None, now):
+        raise PoseError(f"The service answers with the model {now} now, and with {then} before.")
+
+
+def _told_by(line: bytes) -> str:
+    """The name/version of the model whose answer a line holds."""
+    info = _data_set(line)["info"]
+    return f"{info['model']}/{info['model_version']}"
 
 
 def _data_set(line: bytes) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     queue_bytes: int = Field(
         128 * 2**20,
         ge=1024,
-        description="Bytes of bodies held at once, over all requests, until they are answered. Four of the largest.",
+        description="Bytes of bodies held at once, over all requests, until answered; and of drawn answers, until read.",
     )
     timeout_ms: int = Field(10_000, ge=1, description="Deadline in milliseconds of a request that names none.")
     max_timeout_ms: int = Field(60_000, ge=1, description="Longest deadline in milliseconds that a request may name.")

@@ -1,6 +1,8 @@
 """`lpn` as a user calls it: what it writes, what it tells, its exit codes, and that an interrupted run goes on."""
 
+import asyncio
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -11,10 +13,13 @@ import time
 from pathlib import Path
 
 import cv2
+import httpx
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from app import photos as many
+from app.client import AsyncPoseClient, PoseError
 from tests.conftest import PHOTOS, ROOT, T_POSE_BOX, TWO_WOMEN_BOXES
 
 
@@ -204,6 +209,38 @@ def test_predict_goes_on_where_it_was_interrupted(lpn, server, photos, tmp_path,
 def photo_of(line):
     """The photo of a line of OUT.part."""
     return Path(os.fsdecode(bytes.fromhex(json.loads(line)["photo"][0])))
+
+
+def test_predict_does_not_mix_the_answers_of_two_models(photos, tmp_path):
+    """As where a service that is asked starts anew with another one."""
+
+    async def run() -> None:
+        answers = itertools.count(1)
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            info = {"model": "lpn50", "model_version": str(next(answers))}
+            person = {"keypoints": ["nose"], "skeleton": []}
+            return httpx.Response(
+                200, json={"info": info, "images": [{"width": 9, "height": 9}], "categories": [person], "annotations": []}
+            )
+
+        async with AsyncPoseClient(transport=httpx.MockTransport(answer)) as client:
+            asked = many.Task(
+                photos=many.photos_of([photos], None),
+                options={},
+                run={},
+                out=tmp_path / "people.json",
+                form="coco",
+                draw=None,
+                max_bytes=10**8,
+                max_pixels=10**8,
+            )
+            await many.predict(asked, client, 1, lambda _: None)
+
+    with pytest.raises(PoseError, match="answers with the model lpn50/2 now, and with lpn50/1 before"):
+        asyncio.run(run())
+    assert not (tmp_path / "people.json").exists()
+    assert (tmp_path / "people.json.part").read_bytes().count(b"\n") == 2  # what it is of, and the first answer
 
 
 def test_predict_does_not_write_on_what_it_reads(lpn, photos, boxes):

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api.bodies import PictureIn, read_pose_request
 from app.api.formats import coco_data_set, coco_results
@@ -53,7 +54,7 @@ async def pose(request: Request) -> Response:
         return Response(status_code=499)  # nobody is there to read it
     seconds.update(outcome.seconds)
     if outcome.drawn is not None:
-        return Response(outcome.drawn, media_type=answer_type)
+        return _DrawnResponse(outcome.drawn, pipeline, answer_type)
     started = time.perf_counter()
     if asked.options.format == "results":
         body = coco_results(asked.pictures, outcome.people)
@@ -61,6 +62,24 @@ async def pose(request: Request) -> Response:
         body = coco_data_set(asked.pictures, outcome.people, model, threshold)
     seconds["encode"] = time.perf_counter() - started
     return Response(body, media_type=answer_type)
+
+
+class _DrawnResponse(Response):
+    """A drawn picture, which counts as unread until it has left for the client."""
+
+    def __init__(self, drawn: bytes, pipeline: Pipeline, media_type: str) -> None:
+        super().__init__(drawn, media_type=media_type)
+        self._pipeline = pipeline
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_whole(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                message = {"type": "http.response.body"}  # is sent once those before it have left
+            await send(message)
+
+        with self._pipeline.unread(len(self.body)):
+            await super().__call__(scope, receive, send_whole)
 
 
 def accepted_type(accept: str, pictures: int = 1) -> str:

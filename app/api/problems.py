@@ -88,6 +88,8 @@ def problem_of(error: BaseException) -> Problem:  # noqa: C901 - one line a case
             return Problem("not_ready", str(error), retry_after=1)
         case scheduler.QueueFull():
             return Problem("queue_full", str(error), retry_after=error.retry_after)
+        case pipeline.Unread():
+            return Problem("queue_full", str(error), retry_after=1)
         case scheduler.TooManyCrops():
             return Problem("too_many_boxes", str(error))
         case scheduler.LaneLost():

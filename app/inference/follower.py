@@ -99,7 +99,8 @@ class Follower:
     ) -> _Seen:
         """Find everybody, and look for those who were here and are not found. Who is found where somebody was is the same.
         `again`: the frame has been looked at."""
-        most = task.max_people + len(here)  # who is cut to how many may be told is not one who is not found
+        # Who is cut to how many may be told is not one who is not found. But no more than one request may ask for.
+        most = max(task.max_people, min(task.max_people + len(here), self._pipeline.scheduler.queue_crops))
         people = _people(await self._pipeline.estimate(replace(task, max_people=most), again), seconds)
         seen = _Seen(people, np.zeros(len(people.scores), np.int64), np.ones(len(people.scores), np.bool_))
         if (people.width, people.height) != self._size:
@@ -114,7 +115,8 @@ class Follower:
         if not missed:
             return seen
         least = [
-            min(_AS_BEFORE * track.found_score, _SURE_SCORE) if track.misses < _MISSES else _SURE_SCORE for track in missed
+            max(_LEAST_SCORE, min(_AS_BEFORE * track.found_score, _SURE_SCORE)) if track.misses < _MISSES else _SURE_SCORE
+            for track in missed
         ]
         also = await self._look_at(task, missed, least, time, seconds, again=True)
         return seen if also is None else _joined(seen, also)
@@ -158,9 +160,11 @@ class Follower:
         return _Seen(_rows(people, kept), ids[kept], np.zeros(int(kept.sum()), np.bool_))
 
     def _kept(self, seen: _Seen, most: int, time: float, seconds: dict[str, float]) -> Followed:
-        """Who is told: nobody twice, and at most so many, first those who are followed and found."""
+        """Who is told: nobody twice, and at most so many, first those who are followed and found, or surely there: the
+        search ends before them where more people than may be told are before them."""
         seen = _told_once(seen)
-        best = np.argsort(-(seen.people.scores + (seen.found & (seen.ids > 0))), kind="stable")[:most]
+        sure = person_scores(seen.people.keypoints, np.ones(len(seen.ids))) >= _SURE_SCORE
+        best = np.argsort(-(seen.people.scores + ((seen.found | sure) & (seen.ids > 0))), kind="stable")[:most]
         ids = seen.ids[best]
         new = np.flatnonzero(ids == 0)
         ids[new] = np.arange(self._next_id, self._next_id + len(new))

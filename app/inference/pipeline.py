@@ -8,8 +8,9 @@ stage can do with; while networks work they are not kept but decoded again: the 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -48,6 +49,10 @@ class NoDetector(Exception):
 
 class NotReady(Exception):
     """The models are still being warmed up, or no lane is left."""
+
+
+class Unread(Exception):
+    """Too much of what was drawn for others lies unread."""
 
 
 class PictureError(Exception):
@@ -157,6 +162,7 @@ class Pipeline:
         self._throttled = throttled_seconds()
         self._not_warm: str | None = "The models are being warmed up."
         self.draining = False  # the service is about to stop; what still comes is answered
+        self._unread = 0  # bytes of drawn pictures that clients have not read yet
 
     @property
     def why_not_ready(self) -> str | None:
@@ -203,12 +209,14 @@ class Pipeline:
     async def estimate(self, task: PoseTask, again: bool = False) -> Outcome:
         """Find the keypoints of everybody, boxed or found. `again`: in pictures that are counted already.
 
-        Raises ModelNotFound, NoDetector, NotReady, QueueFull, TooManyCrops, PictureError, TimeoutError, BatchFailed and
-        LaneLost.
+        Raises ModelNotFound, NoDetector, NotReady, QueueFull, TooManyCrops, Unread, PictureError, TimeoutError, BatchFailed
+        and LaneLost.
         """
         if self.why_not_ready:
             raise NotReady(self.why_not_ready)
         model = self.find(task.model)
+        if task.drawing:
+            self._check_unread()
         with self.scheduler.admit(_room_for(task, {})) as room:
             async with asyncio.timeout_at(task.deadline):
                 prepared, search = await self._prepared(task, model, room)
@@ -229,6 +237,20 @@ class Pipeline:
             "keypoints": ticket.keypoint_seconds,
         }
         return Outcome(people, drawn, search | seconds | ({} if drawn is None else {"encode": encode}))
+
+    @contextmanager
+    def unread(self, size: int) -> Iterator[None]:
+        """Count a drawn picture of so many bytes as unread. A small file may be drawn as a large one, and be left unread."""
+        self._unread += size
+        try:
+            yield
+        finally:
+            self._unread -= size
+
+    def _check_unread(self) -> None:
+        most = self._settings.queue_bytes
+        if self._unread > most:
+            raise Unread(f"More than {most:,} bytes of drawn pictures wait for their clients to read them.")
 
     async def _prepared(self, task: PoseTask, model: PoseModel, room: Room) -> tuple[list[_Prepared], dict[str, float]]:
         """All pictures, searched where they are to be, and cut; and the seconds that the search took and that was waited."""
@@ -253,6 +275,7 @@ class Pipeline:
         return drawn, time.perf_counter() - started - wait, wait
 
     def _draw(self, data: bytes, asked: Drawing, model: PoseModel, people: People) -> bytes:
+        self._check_unread()
         joints = model.description.keypoints
         picture = image.decode(data, self._settings.max_image_pixels)
         drawing.draw_people(picture, people.keypoints, joints.skeleton, joints.names, asked.threshold)

@@ -38,6 +38,7 @@ FLAGS = {  # of OpenCV, to decode each side that many times smaller
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 _INFLATED_AT_ONCE = 2**20  # bytes
+_PACKED_AT_ONCE = 65_536  # bytes
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32_773, 32_946)  # OpenCV reads the rest as black without a word
 
@@ -187,12 +188,16 @@ def _check_png_data(data: bytes, header: Header) -> None:
     inflate = zlib.decompressobj()
     with contextlib.suppress(zlib.error):  # the decoder judges
         for kind, begin, end in _png_chunks(data):
-            packed = data[begin + 8 : end - 4] if kind == b"IDAT" and not inflate.eof else b""
-            while packed:
-                left -= len(inflate.decompress(packed, _INFLATED_AT_ONCE))
-                if left <= 0:
-                    raise InvalidImage("is a PNG file with more data than its pixels need")
-                packed = inflate.unconsumed_tail
+            if kind != b"IDAT":
+                continue
+            # In small parts: whatever is left of one is copied for each further megabyte.
+            for start in range(begin + 8, end - 4, _PACKED_AT_ONCE):
+                packed = data[start : min(start + _PACKED_AT_ONCE, end - 4)] if not inflate.eof else b""
+                while packed:
+                    left -= len(inflate.decompress(packed, _INFLATED_AT_ONCE))
+                    if left <= 0:
+                        raise InvalidImage("is a PNG file with more data than its pixels need")
+                    packed = inflate.unconsumed_tail
 
 
 def _what_is_read(data: bytes) -> bytes:

@@ -432,6 +432,25 @@ def test_a_client_that_does_not_read_its_answer_is_dropped(patient):
         assert len(got) < int(got.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
 
 
+def test_drawn_pictures_that_lie_unread_are_bounded(start_service, t_pose):
+    service = start_service(queue_bytes=1_000_000, body_timeout_s=4)
+    noise = np.random.default_rng(7).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)
+    photo = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, 20])[1].tobytes()
+    asked = {"url": service.client.base_url.join("/v1/pose"), "params": {"boxes": BOX}, "timeout": 30}
+    drawn = {"headers": {**JPEG, "Accept": "image/png"}}
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", service.port))
+        head = f"POST /v1/pose?boxes={BOX} HTTP/1.1\r\nHost: x\r\nAccept: image/png\r\nContent-Type: image/jpeg\r\n"
+        sock.sendall(f"{head}Content-Length: {len(photo)}\r\n\r\n".encode() + photo)
+        service.wait_until(lambda: service.metric("pose_images_total") > 0)
+        refused = httpx.post(content=t_pose, **asked, **drawn)  # 27 MB lie there
+        assert (refused.status_code, refused.json()["type"]) == (429, "/problems/queue_full")
+        assert "1,000,000 bytes of drawn pictures" in refused.json()["detail"]
+        assert httpx.post(content=t_pose, **asked, headers=JPEG).status_code == 200  # others go on
+        service.wait_until(lambda: httpx.post(content=t_pose, **asked, **drawn).status_code == 200)  # once it is dropped
+
+
 def test_a_client_that_reads_its_answer_keeps_its_connection(patient):
     noise = np.random.default_rng(7).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
     photo = cv2.imencode(".jpg", noise)[1].tobytes()

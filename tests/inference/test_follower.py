@@ -3,15 +3,18 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 from app.inference.follower import Followed, Follower
-from app.inference.pipeline import Pipeline, PoseTask
+from app.inference.pipeline import Outcome, People, Pipeline, PoseTask
+from app.inference.scheduler import TooManyCrops
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
+from app.vision.people import person_scores
 
 SECOND = 20  # frames
 
@@ -161,3 +164,67 @@ async def _late(frame: np.ndarray) -> None:
             assert (await follower.follow(task, 0.1)).ids == [1]
     finally:
         await pipeline.stop()
+
+
+class StandIn:
+    """A pipeline whose people stand still, all equally well seen; the detector finds those whose turn it is best."""
+
+    def __init__(self, people: int, score: float = 0.7, queue_crops: int = 400) -> None:
+        self.scheduler = SimpleNamespace(queue_crops=queue_crops)
+        self.boxes = np.array([[150.0 * number + 10, 100, 100, 250] for number in range(people)])
+        self.shape = np.random.default_rng(3).uniform(0.05, 0.95, (17, 2))
+        self.score = score
+        self.searches = 0
+        self.finds = True
+
+    async def estimate(self, task: PoseTask, again: bool = False) -> Outcome:
+        boxes = task.boxes[0]
+        scores = np.ones(0 if boxes is None else len(boxes))
+        if boxes is None:
+            self.searches += 1
+            order = np.roll(np.arange(len(self.boxes)), self.searches)[: task.max_people if self.finds else 0]
+            boxes, scores = self.boxes[order], np.linspace(0.9, 0.7, len(order))
+            if len(boxes) > self.scheduler.queue_crops:
+                raise TooManyCrops("too many")
+        at = np.abs(self.boxes[:, 0] - boxes[:, :1]).argmin(axis=1)
+        places = self.boxes[at][:, None, :2] + self.shape * self.boxes[at][:, None, 2:]
+        keypoints = np.concatenate([places, np.full((len(at), 17, 1), self.score)], axis=2)
+        people = People(150 * len(self.boxes) + 100, 500, boxes, scores, keypoints, person_scores(keypoints, scores))
+        return Outcome([people], None, {})
+
+
+def told_by(pipeline: StandIn, seconds: float, max_people: int) -> list[Followed]:
+    async def follow_all() -> list[Followed]:
+        follower, task = Follower(pipeline), PoseTask([b""], [None], None, False, None, max_people, None, 0.0)
+        return [await follower.follow(task, number / SECOND) for number in range(int(seconds * SECOND))]
+
+    return asyncio.run(follow_all())
+
+
+@pytest.mark.parametrize(("people", "max_people"), [(5, 1), (8, 2)])
+def test_whoever_is_followed_is_not_given_up_for_others(people, max_people):
+    pipeline = StandIn(people)
+    told = told_by(pipeline, 10, max_people)
+    assert ids(told) == [list(range(1, max_people + 1))] * len(told)
+    places = np.array([each.people.keypoints[:, 0, 0] for each in told])
+    assert np.ptp(places, axis=0).max() < 1
+    assert pipeline.searches == 10
+
+
+def test_a_search_asks_for_no_more_people_than_a_request_may():
+    told = told_by(StandIn(80, queue_crops=60), 3, max_people=50)
+    assert {len(each.ids) for each in told} == {50}
+
+
+def test_whoever_has_no_sure_joint_is_gone_with_the_next_search():
+    pipeline = StandIn(1, score=0.1)
+
+    async def follow_all() -> list[list[int]]:
+        follower, task = Follower(pipeline), PoseTask([b""], [None], None, False, None, 50, None, 0.0)
+        told = []
+        for number in range(2 * SECOND):
+            told.append((await follower.follow(task, number / SECOND)).ids)
+            pipeline.finds = False
+        return told
+
+    assert asyncio.run(follow_all())[-1] == []
