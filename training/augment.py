@@ -80,7 +80,7 @@ class Changes:
     reductions: npt.NDArray[np.int64]  # [N] 2, 3 or 4
     blurs: Float64  # [N] standard deviations
     jpeg_qualities: npt.NDArray[np.int64]  # [N]
-    keypoints: Float32  # [N, 17, 2], far outside where the photo was made to end before them
+    keypoints: Float32  # [N, 17, 2], far outside where the photo ends, or was made to end, before them
     weights: Float32  # [N, 17], 0 where unlabelled or outside by chance
 
 
@@ -110,12 +110,16 @@ def drawn_changes(
     weights = np.stack([sets[which].weights[index] for which, index in members])
     centres = np.stack([sets[which].centres[index] for which, index in members]).astype(np.float64)
     sizes = np.stack([sets[which].sizes[index] for which, index in members]).astype(np.float64)
+    ends = np.array([[sets[which].widths[index], sets[which].heights[index]] for which, index in members]) - 0.5
+    on_photo = ((joints > -0.5) & (joints < ends[:, None])).all(axis=2)
+    elsewhere = np.logical_not(on_photo)  # a teacher places joints beyond the photo too
     for person in np.flatnonzero(_some(n, augmentation.half_body, rng)):
         centres[person], sizes[person] = _half_body(joints[person], weights[person], centres[person], sizes[person], rng)
     affines, mirrored = _random_affines(centres, sizes, width, height, augmentation, rng)
     donors, donor_affines, ellipses = _random_pastes(joints, weights, sizes, width, height, augmentation, rng)
     joints = joints @ affines[:, :, :2].transpose(0, 2, 1) + affines[:, None, :, 2]
     joints[mirrored], weights[mirrored] = joints[mirrored][:, MIRROR], weights[mirrored][:, MIRROR]
+    elsewhere[mirrored] = elsewhere[mirrored][:, MIRROR]
     corners = rng.uniform([0, 0], [width, height], (n, 2))
     sides = rng.uniform(0.1, 0.4, (n, 2)) * [width, height]
     rectangles = np.hstack([corners - sides / 2, corners + sides / 2]) * _some(n, augmentation.occluded, rng)[:, None]
@@ -126,6 +130,7 @@ def drawn_changes(
     jpeg_qualities = rng.integers(25, 76, n) * _some(n, augmentation.jpeg, rng)
     frames, beyond = _random_cuts(joints, weights, affines, width, height, augmentation, rng)
     inside = ((joints > -0.5) & (joints < [width - 0.5, height - 0.5])).all(axis=2)
+    beyond |= elsewhere & inside
     return Changes(
         height=height,
         width=width,

@@ -1,5 +1,7 @@
 """Augmentation: labels follow the pixels, whatever is done to them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,18 @@ def test_what_a_cut_photo_no_longer_shows_is_taught_to_be_absent(seed):
     white = augmented_batch([person], [(0, 0)], 256, cut, np.random.default_rng(seed)).crops[0, :, :, 0] > 0
     assert white[tuple(np.rint(batch.keypoints[0, ~absent]).astype(int).T[::-1])].all()
     assert white.mean() < 0.92  # beyond the photo's end, a tenth of the crop, it is black
+
+
+@pytest.mark.parametrize(("mirrored", "ankle"), [(0.0, 15), (1.0, 16)])
+def test_a_joint_that_is_labelled_beyond_the_photo_is_taught_to_be_absent(mirrored, ankle):
+    keypoints = np.full((17, 2), 200.0)
+    keypoints[15] = [100, 450]  # the photo ends at 400, the box at 500
+    person = replace(_person(np.clip(keypoints, 0, 390)), keypoints=keypoints[None].astype(np.float32))
+    person = replace(person, centres=np.array([[150, 300]], np.float32))
+    changes = STILL.model_copy(update={"mirrored": mirrored})
+    batch = augmented_batch([person], [(0, 0)], 256, changes, np.random.default_rng(0))
+    assert (batch.keypoints[0, :, 1] < 0).nonzero()[0].tolist() == [ankle]
+    assert batch.weights[0].tolist() == [1] * 17
 
 
 def test_nobody_is_cut_who_would_keep_too_little():

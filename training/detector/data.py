@@ -83,7 +83,8 @@ def _write_photos(annotation_file: Path, side: int, out: BinaryIO) -> dict[str, 
 def _reduced(picture: Picture, side: int, smooth: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
     """The photo with its longest side at most `side`, and its boxes [M, 4] in the new pixels.
 
-    `smooth` averages pixels; otherwise it is sampled bilinearly, as the service does. Training sees half of each.
+    `smooth` averages pixels, as the service does below half of the size; otherwise they are sampled bilinearly. Training sees
+    half of each.
     """
     pixels = picture.pixels()
     shape = np.array(pixels.shape[1::-1])
