@@ -49,6 +49,7 @@ class Ending(BaseModel):
 
     share: float = Field(gt=0, lt=1)  # of the stage's steps
     sets: Shares  # of the stage's; one that is left out is not drawn
+    augmentation: Augmentation | None = None  # instead of the config's
 
 
 class Stage(BaseModel):

@@ -57,31 +57,32 @@ class Run:
 def steps_of(run: Run, sets: list[People], stage: Stage, number: int, first: int) -> Iterator[Step]:
     """The steps of a stage from `first` on, each made, or at least drawn, one ahead in a thread of its own."""
     seed = (run.config.seed, number)
-    names, augmentation = stage.sets or run.config.sets, run.config.augmentation
+    names = stage.sets or run.config.sets
     people = resident(sets, run.device) if run.on_device else None
     rendered = run.config.rendered
     studio = Studio.open(rendered.assets, rendered.hdm05, rendered.backgrounds, run.device) if rendered else None
     kept = stage.batch - (max(1, round(rendered.share * stage.batch)) if rendered else 0)
 
-    def part(chosen: list[People], members: Members, rng: np.random.Generator) -> Part:
-        changes = drawn_changes(chosen, members, stage.height, augmentation, rng)
-        return chosen, members, changes, changed_crops(chosen, members, changes) if people is None else None
+    def steps(shares: dict[str, float], augmentation: Augmentation, begin: int) -> Iterator[list[Part]]:
+        def part(chosen: list[People], members: Members, rng: np.random.Generator) -> Part:
+            changes = drawn_changes(chosen, members, stage.height, augmentation, rng)
+            return chosen, members, changes, changed_crops(chosen, members, changes) if people is None else None
 
-    def draw(step: int, members: Members) -> list[Part]:
-        rng = np.random.default_rng((*seed, step, 1))
-        parts = [part(sets, members[:kept], rng)] if kept else []
-        if studio is not None:
-            made = studio.people(stage.batch - kept, stage.height, (*seed, step, 2))
-            parts.append(part([made], [(0, index) for index in range(len(made))], rng))
-        return parts
+        def draw(step: int, members: Members) -> list[Part]:
+            rng = np.random.default_rng((*seed, step, 1))
+            parts = [part(sets, members[:kept], rng)] if kept else []
+            if studio is not None:
+                made = studio.people(stage.batch - kept, stage.height, (*seed, step, 2))
+                parts.append(part([made], [(0, index) for index in range(len(made))], rng))
+            return parts
 
-    def steps(shares: dict[str, float], begin: int) -> Iterator[list[Part]]:
         return one_ahead(draw, sets, [shares.get(name, 0) for name in names], stage.batch, seed, begin)
 
-    every = steps(names, first)
-    if stage.ending is not None:
-        begin = max(first, round((1 - stage.ending.share) * (stage.crops // stage.batch)))
-        every = chain(islice(every, begin - first), steps(stage.ending.sets, begin))
+    changed = run.config.augmentation
+    every = steps(names, changed, first)
+    if (ending := stage.ending) is not None:
+        begin = max(first, round((1 - ending.share) * (stage.crops // stage.batch)))
+        every = chain(islice(every, begin - first), steps(ending.sets, ending.augmentation or changed, begin))
     for parts in every:
         crops = []
         for chosen, members, changes, made in parts:

@@ -327,6 +327,18 @@ def test_the_ending_of_a_stage_draws_from_its_own_sets_also_after_a_stop(data, t
             assert all(torch.equal(one, other) for one, other in zip(gone_on, at_once, strict=True))
 
 
+def test_the_ending_of_a_stage_changes_crops_in_its_own_way(data, tmp_path):
+    text = CONFIG.replace(
+        "warm_up = 2", "ending = {share = 0.25, sets = {drawn = 1.0}, augmentation = {grey = 1.0, colour = 0.0}}"
+    )
+    config = Config.model_validate(tomllib.loads(text))
+    sets = [cached_people(data / f"train/{name}.json", tmp_path / "cache", 64) for name in config.sets]
+    run = Run(config, data, tmp_path, Place(tmp_path), torch.device("cpu"), on_device=False, compiled=False)
+    crops = [step[0].int() for step in islice(steps_of(run, sets, config.stages[0], 0, 0), 4)]
+    grey = [bool((each.amax(-1) == each.amin(-1)).all()) for each in crops]
+    assert grey == [False, False, False, True]
+
+
 def test_an_ending_with_a_set_that_its_stage_has_not_is_refused(tmp_path):
     text = CONFIG.replace("warm_up = 2", "ending = {share = 0.25, sets = {drwan = 1.0}}")
     (tmp_path / "config.toml").write_text(text)
