@@ -3,8 +3,10 @@
 `python -m training.sheet --model lpn50 --annotations people.json --images photos/ --out sheet.jpg`
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +23,7 @@ from training.files import DataError, write_whole
 from training.oks import joint_similarities
 
 UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 _EACH = 12  # of the best, and of the worst
@@ -42,30 +45,44 @@ def similarity(found: Float64, labels: Float64, area: float) -> float:
     return float(alike[labelled].mean())
 
 
-def people_of(model: PoseModel, annotation_file: Path, image_folder: Path | None) -> list[Person]:
-    """The best and the worst found people of a set, best first. Raises DataError."""
-    joints = model.description.keypoints
-    kept: list[Person] = []
+def found_people(
+    model: PoseModel, annotation_file: Path, image_folder: Path | None = None
+) -> Iterator[tuple[dict[str, Any], float, Float32, UInt8]]:
+    """Each labelled person of a set: annotation, similarity to what the model finds in their box, that in cells [17, 3] with
+    scores, and their crop [H, W, 3]. Raises DataError.
+    """
     for picture in read_pictures(annotation_file, image_folder):
         people, boxes = labelled_people(picture)
         if not people:
             continue
         crops = cut(model, picture, boxes)
         cells = model.plain.run(crops.pixels).values[..., :3]
-        stride = crops.pixels.shape[1] / model.description.heatmap.height
-        on_crops = np.concatenate([cells[..., :2] * stride, cells[..., 2:]], axis=2).astype(np.float64)
-        for person, found, on_crop, pixels in zip(
-            people, model.to_picture(cells, crops), on_crops, crops.pixels, strict=True
-        ):
+        places = model.to_picture(cells, crops)[..., :2]
+        for person, found, cell, pixels in zip(people, places, cells, crops.pixels, strict=True):
             labels = np.array(person["keypoints"], np.float64).reshape(-1, 3)
-            drawing.draw_people(pixels, on_crop[None], joints.skeleton, joints.names, joints.threshold)
-            kept.append(Person(similarity(found[:, :2], labels, person["area"]), pixels))
-        kept.sort(key=lambda each: -each.similarity)
-        if len(kept) > 2 * _EACH:
-            kept = kept[:_EACH] + kept[-_EACH:]
+            yield person, similarity(found, labels, person["area"]), cell, pixels
+
+
+def people_of(model: PoseModel, annotation_file: Path, image_folder: Path | None) -> list[Person]:
+    """The best and the worst found people of a set, best first. Raises DataError."""
+    joints = model.description.keypoints
+    kept: list[Person] = []
+    for _, alike, cells, pixels in found_people(model, annotation_file, image_folder):
+        stride = pixels.shape[0] / model.description.heatmap.height
+        on_crop = np.concatenate([cells[:, :2] * stride, cells[:, 2:]], axis=1).astype(np.float64)
+        drawing.draw_people(pixels, on_crop[None], joints.skeleton, joints.names, joints.threshold)
+        kept.append(Person(alike, pixels))
+        if len(kept) >= 4 * _EACH:
+            kept = _ends(kept)
     if not kept:
         raise DataError(f"{annotation_file} holds nobody with keypoints")
-    return kept
+    return _ends(kept)
+
+
+def _ends(people: list[Person]) -> list[Person]:
+    """The best and the worst, best first."""
+    ordered = sorted(people, key=lambda each: -each.similarity)
+    return ordered if len(ordered) <= 2 * _EACH else ordered[:_EACH] + ordered[-_EACH:]
 
 
 def sheet(people: list[Person]) -> bytes:

@@ -1,0 +1,49 @@
+"""The people of a set whom a model finds badly but not hopelessly, as a set of their own, to be drawn more often.
+
+`python -m training.hard --model lpn50/1 --annotations DATA/train/coco.json --out DATA/train/coco_hard.json`
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from app.inference.pose import PoseModel
+from app.inference.session import take_one_thread_each
+from training.command import measuring_parser, model_folder, one_line_faults
+from training.data import read_annotations
+from training.files import DataError, write_whole
+from training.sheet import found_people
+
+# OKS to the labels. Those below are mostly hidden, with one or two joints labelled; those above are found.
+_HARD = (0.3, 0.8)
+
+
+def hard_people(model: PoseModel, annotation_file: Path) -> dict[str, Any]:
+    """The content of a COCO keypoint file without the people whom the model finds well or not at all. Raises DataError."""
+    least, most = _HARD
+    hard = {person["id"] for person, alike, *_ in found_people(model, annotation_file) if least <= alike < most}
+    if not hard:
+        raise DataError(f"{annotation_file} holds nobody whom the model finds with a similarity of {least} to {most}")
+    content = read_annotations(annotation_file)
+    people = [annotation for annotation in content["annotations"] if annotation["id"] in hard]
+    shown = {person["image_id"] for person in people}
+    images = [image for image in content["images"] if image["id"] in shown]
+    return {**content, "images": images, "annotations": people}
+
+
+def main() -> None:
+    """The command line."""
+    parser = measuring_parser("python -m training.hard", "Write a set of the people whom a model finds badly.", "lpn50")
+    parser.add_argument("--annotations", type=Path, required=True, help="a COCO keypoint file beside its pictures")
+    parser.add_argument("--out", type=Path, required=True, help="the new set, beside the same pictures")
+    arguments = parser.parse_args()
+    take_one_thread_each()
+    with one_line_faults():
+        model = PoseModel.load(model_folder(arguments.store, arguments.model))
+        hard = hard_people(model, arguments.annotations)
+        write_whole(arguments.out, json.dumps(hard))
+    print(f"{len(hard['annotations'])} people in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
