@@ -85,6 +85,7 @@ def test_a_service_is_kept_within_bounds(name):
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert {"memory", "pids"} <= service["deploy"]["resources"]["limits"].keys()
     assert service.get("read_only") or name == "grafana"
+    assert {"max-size", "max-file"} <= service["logging"]["options"].keys()
     assert "healthcheck" in service or ("build" in service and "HEALTHCHECK" in DOCKERFILE)
     assert name in ("pose", "replica") or re.search(r":v?\d[\d.]*$", service["image"])
 
@@ -107,9 +108,10 @@ def test_compose_hands_on_every_setting_that_is_not_the_containers_own():
 
 
 def test_prometheus_looks_for_every_service_of_the_image():
-    (scraped,) = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
-    (names,) = (each["names"] for each in scraped["dns_sd_configs"])
-    assert set(names) == {name for name, service in SERVICES.items() if "build" in service}
+    jobs = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    pose, nginx = (set(job["dns_sd_configs"][0]["names"]) for job in jobs)
+    assert pose == {name for name, service in SERVICES.items() if "build" in service}
+    assert nginx == {"nginx"} < SERVICES.keys()
 
 
 def test_grafana_finds_what_the_dashboards_name():
@@ -141,14 +143,23 @@ def test_nginx_asks_another_replica_though_it_is_a_post():
 
 
 @pytest.fixture(scope="module")
-def nginx(tmp_path_factory) -> Iterator[int]:
+def nginx_log(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("nginx_log") / "requests"
+
+
+@pytest.fixture(scope="module")
+def nginx(tmp_path_factory, nginx_log) -> Iterator[int]:
     """The port of an nginx with our configuration and no replica."""
     if shutil.which("nginx") is None:
         pytest.skip("nginx is not on the PATH")
     folder = tmp_path_factory.mktemp("nginx")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    ours = NGINX.replace("listen 8080", f"listen 127.0.0.1:{port}").replace("/tmp/", f"{folder}/")
+    ours = (
+        NGINX.replace("listen 8080", f"listen 127.0.0.1:{port}")
+        .replace("/tmp/", f"{folder}/")
+        .replace("/dev/stdout", str(nginx_log))
+    )
     (folder / "nginx.conf").write_text(ours.replace("$replica replica;", "$replica 127.0.0.2;"))  # where nobody listens
     running = subprocess.Popen(["nginx", "-p", folder, "-c", folder / "nginx.conf", "-g", "daemon off;"])
     for _ in range(100):
@@ -181,6 +192,19 @@ def test_what_nginx_refuses_is_a_problem(nginx, head, status, code):
     assert (problem["status"], problem["type"]) == (status, f"/problems/{code}")
     assert problem["request_id"] == answer.headers["X-Request-ID"]
     assert (answer.headers["Retry-After"] is None) == (status != 503)
+
+
+def test_nginx_logs_what_no_replica_answered_by_its_id(nginx, nginx_log):
+    for path, name in (("/up", "up-1"), ("/v1/models?x=1", "refused-1")):
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", nginx, timeout=10)) as connection:
+            connection.request("GET", path, headers={"X-Request-ID": name})
+            answer = connection.getresponse()
+            assert answer.read() == b"pose_proxy_up 1\n" or answer.status == 503
+    lines = {line["request_id"]: line for line in map(json.loads, nginx_log.read_text().splitlines())}
+    assert "up-1" not in lines
+    refused = lines["refused-1"]
+    assert (refused["method"], refused["path"], refused["status"]) == ("GET", "/v1/models", 503)
+    assert refused["replica"] == "127.0.0.2:8000"
 
 
 # Kubernetes
