@@ -29,6 +29,7 @@ from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger("app.requests")
+service_log = logging.getLogger(__name__)
 
 STREAM_PATH = b"/v1/stream"
 _FOR_PROBES = 8  # connections over the limit while all are at work, or a busy service would be taken for a dead one
@@ -79,6 +80,8 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         self.pipeline.clear()
         if self._answering is not None:  # uvicorn tells the request that was read last, which may wait behind this one
+            if self._answering.response_started and not self._answering.response_complete:
+                self._answering.scope["state"]["status"] = 499  # the client has a part of it
             self._answering.disconnected = True
             self._answering.message_event.set()
         self._expect(None)
@@ -359,11 +362,13 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop: no connection is closed under a request that is on its way."""
         self._pipeline.draining = True
+        service_log.info("the service stops", extra={"connections": len(self.server_state.connections)})
         if self.server_state.connections:
             await asyncio.sleep(_LAST_REQUESTS_SECONDS)
         for listener in sockets or []:
             await self._take_the_last(listener)
         await super().shutdown(sockets)
+        service_log.info("the service has stopped")
 
     async def _take_the_last(self, listener: socket.socket) -> None:
         """Stop to listen, but take the connections that the kernel has made already: it would reset them."""

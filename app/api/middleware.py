@@ -92,7 +92,7 @@ class RequestContext:
             for stage, value in {**seconds, "total": total}.items():
                 self._metrics.stage_seconds.labels(stage).observe(value)
         problem = state.get("problem")
-        if problem is not None:
+        if problem is not None and route not in PROBES:
             self._metrics.rejected.labels(problem).inc()
         fields = {"request_id": state["request_id"], "method": method, "route": route, "status": status}
         fields |= {"ms": round(total * 1000, 1)} | ({"problem": problem} if problem else {})

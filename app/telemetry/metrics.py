@@ -87,7 +87,12 @@ class Metrics:
         self.queue_wait = Histogram(
             "pose_queue_wait_seconds", "Seconds that a crop waited for a lane.", buckets=_SECONDS, registry=registry
         )
-        self.rejected = Counter("pose_rejected", "Requests refused, by problem code.", ("code",), registry=registry)
+        self.rejected = Counter(
+            "pose_rejected",
+            "Requests refused, by problem code; probes and /metrics are left out.",
+            ("code",),
+            registry=registry,
+        )
         self.dropped_crops = Counter("pose_dropped_crops", "Crops dropped before they ran.", ("reason",), registry=registry)
         self.people_per_image = Histogram(
             "pose_people_per_image", "People in an answered picture.", buckets=_PEOPLE, registry=registry

@@ -430,6 +430,7 @@ def test_a_client_that_does_not_read_its_answer_is_dropped(patient):
         got = read_to_end(sock)
         assert b"200" in got[:20]
         assert len(got) < int(got.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        patient.wait_until(lambda: patient.metric("pose_http_requests_total", route="/v1/pose", status="499") == 1)
 
 
 def test_drawn_pictures_that_lie_unread_are_bounded(start_service, t_pose):
@@ -612,10 +613,12 @@ def test_readiness_goes_off_before_the_service_stops(start_service):
         service.process.terminate()
         service.wait_until(lambda: not ready())
         begun.sendall(b"\r\n")
-        assert b"\npose_ready 0.0\n" in read_to_end(begun)
+        told = read_to_end(begun)
+    assert b"\npose_ready 0.0\n" in told
     assert answers[0].status_code == 200
     assert (answers[-1].status_code, answers[-1].json()["type"]) == (503, "/problems/shutting_down")
     assert answers[-1].headers["retry-after"] == "1"
+    assert b'\npose_rejected_total{code="shutting_down"} 0.0\n' in told  # by probes no client is refused
     assert service.process.wait(30) == 0
 
 

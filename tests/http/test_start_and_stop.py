@@ -276,6 +276,8 @@ def test_an_idle_service_stops_at_once(start_service):
     assert service.process.wait(30) == 0
     assert time.monotonic() - started < 5
     assert "Traceback" not in service.log
+    lines = [json.loads(line)["message"] for line in service.log.splitlines() if line.startswith("{")]
+    assert lines[-2:] == ["the service stops", "the service has stopped"]
 
 
 def test_work_that_outlasts_the_drain_is_cut_off(start_service, t_pose):
