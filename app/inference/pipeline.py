@@ -223,7 +223,7 @@ class Pipeline:
             crops = [crop for picture in prepared for crop in picture.crops.pixels]
             network = model.with_flip_test if task.flip_test else model.plain
             ticket = await self.scheduler.run(network, crops, task.deadline, room)
-            people = _people(model, prepared, [values for values in ticket.results if values is not None])
+            people = _people(model, prepared, ticket.results)
             drawn, encode, wait = await self._drawn(task, model, people[0])
         if not again:
             self._metrics.images.inc(len(people))
@@ -292,8 +292,7 @@ class Pipeline:
         overviews, wait = await self._on_picture_threads(lambda n: self._overview(task, n, detector), numbers)
         letterboxes = [overview.letterbox.pixels for overview in overviews]
         ticket = await self.scheduler.run(detector.network, letterboxes, task.deadline)
-        rows = [values for values in ticket.results if values is not None]
-        people = [detector.found(each, task.detection_threshold, task.max_people) for each in rows]
+        people = [detector.found(each, task.detection_threshold, task.max_people) for each in ticket.results]
         seconds = {
             "decode": sum(overview.decode_seconds for overview in overviews),
             "detect": sum(o.letterbox_seconds for o in overviews) + ticket.infer_seconds + ticket.keypoint_seconds,

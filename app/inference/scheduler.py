@@ -84,7 +84,7 @@ class Ticket:
     deadline: float  # on the event loop's clock
     enqueued: float
     answer: asyncio.Future[None]
-    results: list[npt.NDArray[np.float32] | None]
+    results: list[npt.NDArray[np.float32]]  # nothing where a crop has not run
     room: "Room | None" = None  # that its crops hold
     next: int = 0  # the first crop that no batch has taken
     left: int = 0  # crops without a result
@@ -205,7 +205,14 @@ class Scheduler:
         """
         loop = asyncio.get_running_loop()
         ticket = Ticket(
-            network, crops, deadline, loop.time(), loop.create_future(), [None] * len(crops), room, left=len(crops)
+            network,
+            crops,
+            deadline,
+            loop.time(),
+            loop.create_future(),
+            [np.empty(0, np.float32)] * len(crops),
+            room,
+            left=len(crops),
         )
         if len(crops) == 0:
             return ticket
@@ -283,12 +290,13 @@ class Scheduler:
             if run is network.run:  # the other way tells nothing of a busy lane
                 self.seconds_per_crop += 0.1 * (took / len(members) - self.seconds_per_crop)
             self._deliver(members, outcome, took)
-        elif isinstance(outcome, Exception):
-            if all(ticket.answer.done() for ticket, _ in members):  # else it is logged under the ids of their requests
-                log.error("a batch failed whose requests had ended", exc_info=outcome)
-            _fail_all(members, BatchFailed(f"The network {network.name} failed on a batch of {len(members)}."), outcome)
-        else:
+        elif isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
             self._replace(lane, members, f"lane {lane.number} died of {type(outcome).__name__}")
+        else:  # it raised an exception, or gave what is no result of so many crops
+            cause = outcome if isinstance(outcome, Exception) else None
+            if all(ticket.answer.done() for ticket, _ in members):  # else it is logged under the ids of their requests
+                log.error("a batch failed whose requests had ended", exc_info=cause)
+            _fail_all(members, BatchFailed(f"The network {network.name} failed on a batch of {len(members)}."), cause)
         self._fill_lanes()
 
     def _deliver(self, members: list[tuple[Ticket, int]], result: BatchResult, took: float) -> None:

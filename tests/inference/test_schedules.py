@@ -59,7 +59,7 @@ KINDS = {
     fails: (BatchFailed,),
     dies: (LaneLost,),
     stands_still: (LaneLost,),
-    gives_too_few: (BatchFailed, LaneLost),
+    gives_too_few: (BatchFailed,),
 }
 LIKELY = (600, 250, 50, 30, 1.5, 20)
 
