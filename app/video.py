@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +23,7 @@ from app.inference.model_store import ModelDescription
 from app.inference.pipeline import ModelNotFound, PictureError, Pipeline
 from app.outputs import check_regular, real, whole_file
 from app.settings import Settings
-from app.telemetry.metrics import STAGES, Metrics
+from app.telemetry.metrics import Metrics
 from app.vision import drawing
 
 UInt8 = npt.NDArray[np.uint8]
@@ -130,19 +129,14 @@ async def track(
                 except PictureError as error:
                     raise click.ClickException(f"{frames.file}: {problem_of(error).detail}") from error
                 if lines:
-                    timing = followed.seconds | {"total": time.perf_counter() - started}
-                    lines.write(_line(number, replace(followed, seconds=timing), model, threshold))
+                    total = time.perf_counter() - started
+                    lines.write(coco_frame(number, 0, followed, model, threshold, total) + b"\n")
                 if film:
                     _draw(frame, followed, model, threshold)
                     film.write(frame)
                 tick(1)
     finally:
         await pipeline.stop()
-
-
-def _line(number: int, followed: Followed, model: ModelDescription, threshold: float) -> bytes:
-    milliseconds = {stage: followed.seconds[stage] * 1000 for stage in STAGES if stage in followed.seconds}
-    return coco_frame(number, 0, followed, model, threshold, milliseconds) + b"\n"
 
 
 def _draw(frame: UInt8, followed: Followed, model: ModelDescription, threshold: float) -> None:

@@ -11,6 +11,7 @@ from app.api.bodies import PictureIn
 from app.inference.follower import Followed
 from app.inference.model_store import ModelDescription
 from app.inference.pipeline import People
+from app.telemetry.metrics import STAGES
 
 
 def coco_data_set(
@@ -26,34 +27,34 @@ def coco_data_set(
 
 
 def coco_frame(
-    number: int, skipped: int, followed: Followed, model: ModelDescription, threshold: float, milliseconds: dict[str, float]
+    number: int, skipped: int, followed: Followed, model: ModelDescription, threshold: float, total: float
 ) -> bytes:
     """The same of one frame of a stream, whose number is the image's id: each person has a `track_id` besides, and beside the
-    data set stand the frames that were passed over before this one and the milliseconds of each stage."""
+    data set stand the frames that were passed over before this one, and the milliseconds of each stage and of all, which took
+    `total` seconds."""
     people = zip(followed.ids, _annotations(followed.people, threshold), strict=True)
     annotations = [
         {"id": place, "image_id": number, "track_id": track, **person} for place, (track, person) in enumerate(people, 1)
     ]
     data_set = _data_set(model, [_image(number, followed.people, None)], annotations)
-    timing = {stage: round(value, 2) for stage, value in milliseconds.items()}
+    seconds = followed.seconds | {"total": total}
+    timing = {stage: round(seconds[stage] * 1000, 2) for stage in STAGES if stage in seconds}
     return orjson.dumps({**data_set, "skipped": skipped, "timing": timing})
 
 
 def coco_results(pictures: Sequence[PictureIn], people: Sequence[People]) -> bytes:
     """A list of results that COCO.loadRes takes and COCOeval evaluates."""
-    results: list[dict[str, Any]] = []
-    for picture, found in zip(pictures, people, strict=True):
-        keypoints = found.keypoints[..., :3].copy()
-        keypoints[..., :2] = np.round(keypoints[..., :2], 2)
-        keypoints[..., 2] = np.round(keypoints[..., 2], 4)
-        for joints, score, box in zip(
-            [person.ravel().tolist() for person in keypoints],
-            np.round(found.scores, 4).tolist(),
-            np.round(found.boxes, 2).tolist(),
-            strict=True,
-        ):
-            results.append({"image_id": picture.id, "category_id": 1, "keypoints": joints, "score": score, "bbox": box})
-    return orjson.dumps(results)
+    each = zip(pictures, people, strict=True)
+    return orjson.dumps(
+        [{"image_id": picture.id, **_result(person)} for picture, found in each for person in _annotations(found, 0.0)]
+    )
+
+
+def _result(person: dict[str, Any]) -> dict[str, Any]:
+    """A person's annotation as COCO's results have it: without ids, with the joints' scores in place of their visibility."""
+    keypoints = person["keypoints"].copy()
+    keypoints[2::3] = person["keypoint_scores"]
+    return {"category_id": 1, "keypoints": keypoints, "score": person["score"], "bbox": person["bbox"]}
 
 
 def _data_set(model: ModelDescription, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:

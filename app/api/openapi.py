@@ -1,6 +1,7 @@
 """The OpenAPI document: FastAPI's, and what it cannot know: the bodies, the problems, the headers and the keys."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -47,15 +48,11 @@ _KEYS = {"bearer": {"type": "http", "scheme": "bearer"}, "key": {"type": "apiKey
 
 def document_of(app: FastAPI, settings: Settings, open_paths: frozenset[str]) -> Callable[[], dict[str, Any]]:
     """What gives the document of the app with these settings; `open_paths` need no key."""
-    of_routes = app.openapi
-    finished = False
 
+    @cache
     def document() -> dict[str, Any]:
-        nonlocal finished
-        made = of_routes()  # FastAPI makes it once and keeps it
-        if not finished:
-            _finish(made, settings, open_paths)
-            finished = True
+        made = app.openapi()
+        _finish(made, settings, open_paths)
         return made
 
     return document
@@ -103,7 +100,7 @@ def _pose_request(settings: Settings) -> dict[str, Any]:
     images = body["properties"]["images"]
     images["items"] = body.pop("$defs")["JsonImage"]
     images["maxItems"] = settings.max_images
-    for schema in (*images["items"]["properties"]["boxes"]["anyOf"],):
+    for schema in images["items"]["properties"]["boxes"]["anyOf"]:
         if schema.get("type") == "array":
             schema["maxItems"] = settings.max_boxes
     for properties in (body["properties"], options := Options.model_json_schema()["properties"]):

@@ -18,7 +18,7 @@ from app.api.schemas import Options
 from app.inference.follower import Follower
 from app.inference.pipeline import Pipeline, PoseTask
 from app.settings import Settings
-from app.telemetry.metrics import STAGES, Metrics
+from app.telemetry.metrics import Metrics
 
 log = logging.getLogger("app.requests")
 
@@ -179,11 +179,10 @@ async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
             )
             metrics.stream_frames.labels("failed" if problem.status in (500, 503) else "refused").inc()
         else:
-            seconds = followed.seconds | {"total": time.perf_counter() - came}
-            timing = {stage: seconds[stage] * 1000 for stage in STAGES if stage in seconds}
-            content = coco_frame(number, number - before - 1, followed, model, threshold_of(options, model), timing)
+            total = time.perf_counter() - came
+            content = coco_frame(number, number - before - 1, followed, model, threshold_of(options, model), total)
             metrics.stream_frames.labels("answered").inc()
-            metrics.stream_frame_seconds.observe(seconds["total"])
+            metrics.stream_frame_seconds.observe(total)
         await socket.send_text(content.decode())
         before = number
 

@@ -69,8 +69,6 @@ class Detector:
         shape = self.description.input
         pixels = np.empty((shape.height, shape.width, 3), np.uint8)
         gain = detection.letterbox(picture, pixels, self.description.detection.pad)
-        if shape.channel_order == "RGB":
-            pixels = np.ascontiguousarray(pixels[..., ::-1])
         return Letterbox(pixels, gain / reduction)
 
     def found(self, rows: Float32, threshold: float | None, limit: int) -> Float32:

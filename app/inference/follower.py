@@ -268,8 +268,6 @@ def _rows(people: People, rows: Int64 | Bool) -> People:
 
 
 def _both(some: People, others: People) -> People:
-    if not len(some.scores):  # and joints without expected errors
-        return others
     pairs = (
         (some.boxes, others.boxes),
         (some.box_scores, others.box_scores),

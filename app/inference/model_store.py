@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from app.vision import image
 
@@ -33,7 +33,7 @@ class InputTable(_Table):
 
     width: Annotated[int, Field(ge=16, le=2048)]
     height: Annotated[int, Field(ge=16, le=2048)]
-    channel_order: Literal["BGR", "RGB"]
+    channel_order: Literal["BGR"]
     mean: tuple[float, float, float]  # of value / 255, in channel order
     std: tuple[float, float, float]
 
@@ -78,9 +78,9 @@ class CalibrationTable(_Table):
     Fitted by training.calibrate on one half of held-out people, and checked on the other.
     """
 
-    intercepts: tuple[float, ...]
-    score: float
-    spread: float
+    intercepts: tuple[FiniteFloat, ...]
+    score: FiniteFloat
+    spread: FiniteFloat
 
 
 class DetectionTable(_Table):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -76,25 +75,21 @@ class PoseModel:
     def cut(self, picture: UInt8, boxes: npt.NDArray[np.float64], reduction: int = 1) -> Crops:
         """Crops at boxes [N, 4] (x, y, width, height) of picture [H, W, 3] (BGR), which was decoded `reduction` times smaller
         than the boxes' pixels."""
-        shape = self.description.input
-        centres, sizes = box.centres_and_sizes(boxes, shape.width / shape.height)
-        affines = box.from_reduced(box.crop_affines(centres, sizes, shape.width, shape.height), reduction)
-        pixels = np.empty((len(affines), shape.height, shape.width, 3), np.uint8)
-        if shape.channel_order == "RGB":
-            picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
-        crop.cut_crops(picture, affines, pixels)
-        return Crops(pixels, centres, sizes)
+        return self.cut_each(lambda _: picture, boxes, [reduction] * len(boxes))
 
     def cut_each(
         self, picture_at: Callable[[int], UInt8], boxes: npt.NDArray[np.float64], reductions: Sequence[int]
     ) -> Crops:
         """As `cut`, from several decodings of a picture: `reductions` [N] tells for each box how many times smaller."""
         shape = self.description.input
+        centres, sizes = box.centres_and_sizes(boxes, shape.width / shape.height)
+        affines = box.crop_affines(centres, sizes, shape.width, shape.height)
         pixels = np.empty((len(boxes), shape.height, shape.width, 3), np.uint8)
         for times in set(reductions):
-            own = np.array(reductions) == times
-            pixels[own] = self.cut(picture_at(times), boxes[own], times).pixels
-        return Crops(pixels, *box.centres_and_sizes(boxes, shape.width / shape.height))
+            picture, reduced = picture_at(times), box.from_reduced(affines, times)
+            for place in np.flatnonzero(np.array(reductions) == times):
+                crop.cut_crops(picture, reduced[place : place + 1], pixels[place : place + 1])
+        return Crops(pixels, centres, sizes)
 
     def to_picture(self, keypoints: Float32, crops: Crops) -> npt.NDArray[np.float64]:
         """Keypoints [N, K, 3 or 4] in heatmap cells → the same with x, y and the expected error in the picture's pixels."""

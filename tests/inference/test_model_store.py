@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from app.inference.detector import Detector
-from app.inference.model_store import DetectorDescription, ModelError, StoredModel, load_model, stored_models
+from app.inference.model_store import DetectorDescription, ModelError, load_model, stored_models
 from app.inference.pose import PoseModel
 from app.vision import heatmap
 
@@ -181,24 +181,6 @@ def test_a_model_of_the_other_kind_is_told():
         PoseModel.opened(detector)
     with pytest.raises(ModelError, match="lpn50/1 is a pose model, not a person detector"):
         Detector.opened(pose, 100)
-
-
-def test_a_model_that_takes_rgb_is_given_rgb(folder):
-    """A turned picture for a model of the turned order is the same crop, and the same letterbox."""
-    pixels = np.random.default_rng(7).integers(0, 256, (90, 70, 3), dtype=np.uint8)
-    boxes = np.array([[5.0, 5.0, 40.0, 60.0]])
-    text = (folder / "model.toml").read_text()
-    (folder / "model.toml").write_text(text[: text.index("[golden]")].replace('"BGR"', '"RGB"'))
-    turned, straight = PoseModel.load(folder), PoseModel.load(STORE / "lpn50/1")
-    assert np.array_equal(turned.cut(pixels[..., ::-1].copy(), boxes).pixels, straight.cut(pixels, boxes).pixels)
-    stored = load_model(STORE / "person-det/1")
-    as_given = Detector.opened(stored, 9)
-    other = {"BGR": "RGB", "RGB": "BGR"}[stored.description.input.channel_order]
-    input_ = stored.description.input.model_copy(update={"channel_order": other})
-    description = stored.description.model_copy(update={"input": input_, "golden": None})
-    with_other = Detector.opened(StoredModel(description, stored.onnx), 9)
-    boxed, turned_boxed = as_given.letterbox(pixels, 1), with_other.letterbox(pixels[..., ::-1].copy(), 1)
-    assert np.array_equal(boxed.pixels, turned_boxed.pixels)
 
 
 def test_messages_name_no_path(folder):
