@@ -4,11 +4,12 @@ Deterministic by the generator. Both ways of doing it take the same drawn change
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from training.data import People
 from training.keypoints import MIRROR
@@ -24,29 +25,33 @@ _CLOSEST = 1.8  # how far what is left of a cut person is enlarged; cached crops
 _HALF_BODIES = (np.arange(17) < 11, np.arange(17) >= 11)
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Extent = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class Augmentation(BaseModel):
     """How far crops are changed: [augmentation] of a config. Zeros mean: not at all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rotation: float = 30.0  # standard deviation in degrees, cut at twice that
-    rotated: float = 0.6  # share of crops that are rotated
-    turned: float = 0.0  # share of crops that are turned to any angle
-    scale: float = 0.25  # crops show between 1 - scale and 1 + scale of the padded box
-    shift: float = 0.06  # standard deviation, as a share of the padded box
-    stretch: float = 0.08  # of the width against the height
-    mirrored: float = 0.5
-    half_body: float = 0.1  # share of crops around the upper or the lower half alone
-    cut: float = 0.0  # share of crops in which the photo ends within the person
-    brightness: float = 0.2
-    contrast: float = 0.25
-    colour: float = 0.1  # gain of each channel
-    grey: float = 0.05
-    occluded: float = 0.0  # share of crops with a rectangle of one colour over them
-    pasted: float = 0.0  # share of crops with a part of somebody else of the batch over them
-    reduced: float = 0.0  # share of crops that are reduced 2 to 4 times and enlarged again
-    blurred: float = 0.0
-    jpeg: float = 0.0  # share of crops with JPEG's artefacts
+    rotation: Extent = 30.0  # standard deviation in degrees, cut at twice that
+    rotated: Share = 0.6  # share of crops that are rotated
+    turned: Share = 0.0  # share of crops that are turned to any angle
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.25  # crops show between 1 - scale and 1 + scale of the padded box
+    shift: Extent = 0.06  # standard deviation, as a share of the padded box
+    stretch: Extent = 0.08  # of the width against the height
+    mirrored: Share = 0.5
+    half_body: Share = 0.1  # share of crops around the upper or the lower half alone
+    cut: Share = 0.0  # share of crops in which the photo ends within the person
+    brightness: Extent = 0.2
+    contrast: Extent = 0.25
+    colour: Extent = 0.1  # gain of each channel
+    grey: Share = 0.05
+    occluded: Share = 0.0  # share of crops with a rectangle of one colour over them
+    pasted: Share = 0.0  # share of crops with a part of somebody else of the batch over them
+    reduced: Share = 0.0  # share of crops that are reduced 2 to 4 times and enlarged again
+    blurred: Share = 0.0
+    jpeg: Share = 0.0  # share of crops with JPEG's artefacts
 
     @classmethod
     def none(cls) -> "Augmentation":

@@ -137,15 +137,17 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     names, height = model.description.keypoints.names, model.description.heatmap.height
     files = dev_sets(arguments.data)
     coco = labelled_joints(model, files.pop("coco"))
+    if coco.fitted.all() or not coco.fitted.any():
+        raise DataError(f"{arguments.data}/dev/coco.json has too few pictures: all of them fall into one half")
     table = fit(coco.part(True), len(names))
     others = {name: labelled_joints(model, file) for name, file in files.items()}
     checked = {"coco, the other half": coco.part(False)} | others | {"coco, the fitted half": coco.part(True)}
     rows = {name: (expected(table, measured), measured.errors) for name, measured in checked.items()}
     print(tables(rows, height))
     if arguments.write:
+        plot = reliability_plot({name: reliability(*pair) / height for name, pair in rows.items()})
         record(folder / "model.toml", table)
-        curves = {name: reliability(*pair) / height for name, pair in rows.items()}
-        write_whole(folder / "reliability.png", reliability_plot(curves))
+        write_whole(folder / "reliability.png", plot)
         PoseModel.load(folder)
 
 

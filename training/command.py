@@ -17,6 +17,13 @@ def measuring_parser(program: str, description: str, model: str) -> argparse.Arg
     return parser
 
 
+def positive(text: str) -> int:
+    """A command line's number of at least 1. Raises argparse.ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
+
+
 def model_folder(store: Path, wanted: str) -> Path:
     """The folder of a model by name (its newest version) or name/version. Raises SystemExit."""
     for name, version, folder in reversed(list(stored_models(store))):

@@ -4,6 +4,7 @@ A set is `<name>.json` (COCO keypoints) beside its pictures: in zip files named 
 annotation may have `keypoint_weights` [17], the trust in each joint, 0…1.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -68,16 +69,33 @@ class Picture:
 
 def read_annotations(annotation_file: Path) -> dict[str, Any]:
     """The content of a COCO keypoint file: its people, with category 1 and `num_keypoints`. Raises DataError."""
-    try:
-        content = json.loads(annotation_file.read_bytes())
-    except OSError as error:
-        raise DataError(f"{annotation_file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{annotation_file} is not JSON: {error}") from error
+    with _faults_of(annotation_file):
+        return _people_of(_content_of(annotation_file))
+
+
+def person_category_of(annotation_file: Path) -> Any:
+    """The id by which a COCO keypoint file, and detections of its pictures, mark people. Raises DataError."""
+    with _faults_of(annotation_file):
+        return _person_category(_content_of(annotation_file))
+
+
+def _content_of(annotation_file: Path) -> dict[str, Any]:
+    content = json.loads(annotation_file.read_bytes())
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise DataError(f"{annotation_file} is not a COCO file: it has no images or no annotations")
+    return content
+
+
+@contextlib.contextmanager
+def _faults_of(annotation_file: Path) -> Iterator[None]:
     try:
-        return _people_of(content)
+        yield
+    except OSError as error:
+        raise DataError(f"{annotation_file} cannot be read: {error.strerror}") from error
+    except DataError:
+        raise
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{annotation_file} is not JSON: {error}") from error
     except KeyError as error:
         raise DataError(f"{annotation_file}: an image or annotation has no {error}") from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -90,7 +108,7 @@ def _people_of(content: dict[str, Any]) -> dict[str, Any]:
         _check_image(image)
     known = _ids(content, "images")
     _ids(content, "annotations")
-    person = next((each["id"] for each in content.get("categories", []) if each["name"] == "person"), 1)
+    person = _person_category(content)
     people = []
     for annotation in content["annotations"]:
         if annotation.get("category_id", person) != person:
@@ -98,11 +116,26 @@ def _people_of(content: dict[str, Any]) -> dict[str, Any]:
         if annotation["image_id"] not in known:
             raise ValueError(f"annotation {annotation['id']} is of an image that there is not")
         _check_person(annotation)
-        keypoints = annotation.get("keypoints", [])
+        keypoints = annotation.get("keypoints") or []
         width, height = annotation["bbox"][2:]
         labelled = {"num_keypoints": sum(seen > 0 for seen in keypoints[2::3])}
         people.append({**labelled, "area": width * height, **annotation, **(labelled if keypoints else {}), "category_id": 1})
     return {**content, "annotations": people, "categories": [{"id": 1, "name": "person"}]}
+
+
+def _person_category(content: dict[str, Any]) -> Any:
+    """The id of a COCO file's category "person"; 1 where it names no categories. Raises ValueError where people are none of
+    them, or have other keypoints than COCO's, and KeyError.
+    """
+    categories = content.get("categories") or [{"id": 1, "name": "person"}]
+    person = next((each for each in categories if each.get("name") == "person"), None)
+    if person is None:
+        names = ", ".join(str(each.get("name")) for each in categories)
+        raise ValueError(f"none of its categories is called person: {names}")
+    joints = person.get("keypoints") or NAMES
+    if tuple(joints) != NAMES:
+        raise ValueError(f"its people's keypoints are not COCO's 17 in COCO's order: {', '.join(map(str, joints))}")
+    return person["id"]
 
 
 def _ids(content: dict[str, Any], key: str) -> set[Any]:
@@ -124,14 +157,12 @@ def _check_image(image: dict[str, Any]) -> None:
 
 def _check_person(annotation: dict[str, Any]) -> None:
     """Raise ValueError for what is no person's annotation, and KeyError where it lacks something."""
-    number, keypoints = annotation["id"], annotation.get("keypoints", [])
+    number, keypoints = annotation["id"], annotation.get("keypoints") or []
     if not isinstance(number, int):
         raise TypeError(f"annotation {number!r} has an id that is no whole number")
     _check_numbers(annotation, "bbox", 4)
     if any(abs(value) > _FARTHEST for value in annotation["bbox"]):
         raise ValueError(f"annotation {number} has a bbox that reaches beyond {_FARTHEST:,} pixels")
-    if keypoints and "area" not in annotation:
-        raise ValueError(f"annotation {number} has keypoints and no area")
     for key in ("area", "num_keypoints"):
         value = annotation.get(key, 0)
         if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
@@ -140,6 +171,8 @@ def _check_person(annotation: dict[str, Any]) -> None:
         _check_numbers(annotation, "keypoints", 3 * KEYPOINTS)
         if any(abs(value) > _FARTHEST for value in keypoints):
             raise ValueError(f"annotation {number} has keypoints beyond {_FARTHEST:,} pixels")
+    if any(seen > 0 for seen in keypoints[2::3]) and not annotation.get("area"):
+        raise ValueError(f"annotation {number} has keypoints and no area over 0, by which COCO measures them")
     if "keypoint_weights" in annotation:
         _check_numbers(annotation, "keypoint_weights", KEYPOINTS)
         if not all(0 <= trust <= 1 for trust in annotation["keypoint_weights"]):
@@ -152,6 +185,12 @@ def _check_numbers(annotation: dict[str, Any], key: str, count: int) -> None:
     numbers = isinstance(values, list) and all(isinstance(each, int | float) and math.isfinite(each) for each in values)
     if not numbers or len(values) != count:
         raise ValueError(f"annotation {annotation['id']} has a {key} that is not {count} numbers")
+
+
+def set_of(content: dict[str, Any], people: list[dict[str, Any]]) -> dict[str, Any]:
+    """A COCO file's content with these annotations alone, and the pictures that they are of."""
+    shown = {person["image_id"] for person in people}
+    return {**content, "images": [image for image in content["images"] if image["id"] in shown], "annotations": people}
 
 
 def read_pictures(annotation_file: Path, image_folder: Path | None = None) -> Iterator[Picture]:

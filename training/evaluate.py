@@ -25,8 +25,8 @@ from app.inference.session import take_one_thread_each
 from app.vision import box
 from app.vision.people import person_scores
 from training.accuracy import Accuracy, decoder_table, joint_table, record, share_draws, table
-from training.command import measuring_parser, model_folder, one_line_faults
-from training.data import ASPECT, Picture, in_order, read_annotations, read_pictures
+from training.command import measuring_parser, model_folder, one_line_faults, positive
+from training.data import ASPECT, Picture, in_order, person_category_of, read_annotations, read_pictures
 from training.decoders import all_decoders
 from training.estimators import FLIPPED, PLAIN, Estimator, decoder_of, local_estimator, server_estimator
 from training.files import DataError
@@ -41,10 +41,11 @@ _PICTURES_AHEAD = 4  # a thread: enough to keep it busy, and a large set is neve
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """The boxes [N, 4] of a picture and their scores [N]."""
+    """The boxes [N, 4] of a picture and their scores [N]; where they are labelled people's own, these [N] too."""
 
     places: Float64
     scores: Float64
+    people: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +77,19 @@ def _counts(annotation: dict[str, Any]) -> bool:
 
 def labelled_boxes(picture: Picture) -> Boxes:
     """The clipped boxes of the picture's labelled people, each with score 1."""
-    _, places = labelled_people(picture)
-    return Boxes(places, np.ones(len(places)))
+    people, places = labelled_people(picture)
+    return Boxes(places, np.ones(len(places)), people)
 
 
-def detected_boxes(file: Path) -> Callable[[Picture], Boxes]:
-    """The boxes of a COCO detection file, raw as they stand, but those of other categories than 1 or without area.
+def detected_boxes(file: Path, person: Any = 1) -> Callable[[Picture], Boxes]:
+    """The boxes of a COCO detection file, raw as they stand, but those of other categories than `person` or without area.
 
     Raises DataError.
     """
     by_image: dict[int, list[Float64]] = {}
     try:
         for detection in json.loads(file.read_bytes()):
-            if detection["category_id"] == 1:
+            if detection["category_id"] == person:
                 row = np.array([*detection["bbox"], detection["score"]], np.float64)
                 if row.shape != (5,) or not np.isfinite(row).all():
                     raise ValueError(f"box {detection['bbox']} with score {detection['score']}")  # noqa: TRY301
@@ -132,8 +133,8 @@ def evaluate_set(
                 so_far = ways.setdefault(way, _Found([], [], []))
                 so_far.areas.extend(areas)
                 so_far.results.extend(_as_results(picture, keypoints, boxes))
-                if boxes_of is labelled_boxes:
-                    so_far.hits.append(torso_hits(labelled_people(picture)[0], keypoints))
+                if boxes.people is not None:
+                    so_far.hits.append(torso_hits(boxes.people, keypoints))
     if not ways:
         raise DataError(f"there is no box in any picture of {annotation_file}")
     return {way: _accuracy(ground_truth, found) for way, found in ways.items()}
@@ -226,7 +227,9 @@ def _measure(arguments: argparse.Namespace) -> None:
         sets = {arguments.annotations.stem: (arguments.annotations, arguments.images)}
     else:
         sets = {name: (file, None) for name, file in dev_sets(arguments.data).items()}
-    boxes_of = detected_boxes(arguments.detections) if arguments.detections else labelled_boxes
+    boxes_of: Callable[[Picture], Boxes] = labelled_boxes
+    if arguments.detections:
+        boxes_of = detected_boxes(arguments.detections, person_category_of(arguments.annotations))
     flip_tests = [True] if arguments.flip_test else [False, True]
     with _server_faults(arguments.server), httpx.Client(base_url=arguments.server or "", timeout=120) as client:
         if arguments.server:
@@ -264,7 +267,7 @@ def main() -> None:
         "--ablation", action="store_true", help="decode the same heatmaps in every way: argmax, β, quarter shift"
     )
     parser.add_argument("--server", help="measure the service at this URL instead of the stored model")
-    parser.add_argument("--threads", type=int, default=1, help="pictures that are worked on at a time")
+    parser.add_argument("--threads", type=positive, default=1, help="pictures that are worked on at a time")
     parser.add_argument("--write", action="store_true", help="record the figures in the stored model's model.toml")
     arguments = parser.parse_args()
     if arguments.ablation and (arguments.server or arguments.flip_test or arguments.write):

@@ -5,6 +5,7 @@ moved at random as if the people moved. And, over frames of single people with f
 where they move, how far the smoothed ones lag.
 """
 
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
 from app.vision import tracking
 from training.accuracy import table
-from training.command import measuring_parser, model_folder, one_line_faults
+from training.command import measuring_parser, model_folder, one_line_faults, positive
 from training.data import Picture, read_pictures
 from training.estimators import PLAIN, Estimator, decoder_of, local_estimator
 from training.evaluate import evaluate_set, labelled_boxes
@@ -41,7 +42,7 @@ def followed(estimate: Estimator) -> Estimator:
     """An estimator whose ways are the keypoints after some numbers of frames in which people were followed."""
 
     def after_frames(picture: Picture, boxes: Float64) -> dict[str, Float64]:
-        random = np.random.default_rng(picture.image["id"])
+        random = np.random.default_rng(_seed_of(picture.image["id"]))
         sizes = np.sqrt(boxes[:, 2:].prod(axis=1))[:, None]
         ways: dict[str, Float64] = {}
         margins = boxes
@@ -56,6 +57,11 @@ def followed(estimate: Estimator) -> Estimator:
         return ways
 
     return after_frames
+
+
+def _seed_of(image: int | str) -> int:
+    """COCO's ids themselves; what some other files have for ids is no seed."""
+    return image if isinstance(image, int) and image >= 0 else zlib.crc32(str(image).encode())
 
 
 def videos(model: PoseModel, annotations: Path, images: Path | None) -> Iterator[tuple[Float64, float]]:
@@ -105,8 +111,8 @@ def main() -> None:
     parser = measuring_parser("python -m training.following", "Measure what following people in a video costs.", "lpn50")
     parser.add_argument("--annotations", type=Path, required=True, help="a COCO keypoint file")
     parser.add_argument("--images", type=Path, help="the folder of its pictures")
-    parser.add_argument("--videos", type=int, default=50, help="pictures of one person that videos are made of")
-    parser.add_argument("--threads", type=int, default=1, help="pictures that are worked on at a time")
+    parser.add_argument("--videos", type=positive, default=50, help="pictures of one person that videos are made of")
+    parser.add_argument("--threads", type=positive, default=1, help="pictures that are worked on at a time")
     arguments = parser.parse_args()
     take_one_thread_each()
     with one_line_faults():

@@ -10,7 +10,7 @@ from typing import Any
 from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
 from training.command import measuring_parser, model_folder, one_line_faults
-from training.data import read_annotations
+from training.data import read_annotations, set_of
 from training.files import DataError, write_whole
 from training.sheet import found_people
 
@@ -25,10 +25,7 @@ def hard_people(model: PoseModel, annotation_file: Path) -> dict[str, Any]:
     if not hard:
         raise DataError(f"{annotation_file} holds nobody whom the model finds with a similarity of {least} to {most}")
     content = read_annotations(annotation_file)
-    people = [annotation for annotation in content["annotations"] if annotation["id"] in hard]
-    shown = {person["image_id"] for person in people}
-    images = [image for image in content["images"] if image["id"] in shown]
-    return {**content, "images": images, "annotations": people}
+    return set_of(content, [annotation for annotation in content["annotations"] if annotation["id"] in hard])
 
 
 def main() -> None:

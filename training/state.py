@@ -55,14 +55,14 @@ def resume(
     """
     try:
         content = read_content(file)
-        named = {"stage", "step", "optimizer", "model", "averaged"}
-        if not isinstance(content, dict) or content.keys() - {"config"} != named:  # older ones tell of no config
+        named = {"stage", "step", "optimizer", "model", "averaged", "config"}
+        if not isinstance(content, dict) or content.keys() != named:
             raise ValueError("it is no checkpoint of a run")  # noqa: TRY301
         check(content["model"])
         if content["stage"] > stages:
             raise ValueError(f"it is in stage {content['stage']}, and the config has {stages}")  # noqa: TRY301
         begun = content["stage"] + (content["step"] > 0)
-        if "config" in content and not made_by(content["config"], begun):
+        if not made_by(content["config"], begun):
             raise ValueError("it is of another config, as far as this run has come; give another --run")  # noqa: TRY301
     except ValueError as error:
         raise DataError(f"{file} cannot be gone on from: {error}") from error

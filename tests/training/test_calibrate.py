@@ -94,6 +94,20 @@ def test_a_calibration_is_written_into_model_toml_and_the_rest_stays(store, data
     assert after.calibration == calibrate.fit(coco.part(True), 17)  # on one half, so that the other can check it
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2])  # alone, which is in one half or in the other
+def test_too_few_pictures_are_told_and_leave_the_model_as_it_was(store, data, monkeypatch, kept):
+    file = data / "dev/coco.json"
+    content = json.loads(file.read_text())
+    content["images"] = [image for image in content["images"] if image["id"] == kept]
+    content["annotations"] = [person for person in content["annotations"] if person["image_id"] == kept]
+    file.write_text(json.dumps(content))
+    before = (store / "lpn50/1/model.toml").read_bytes()
+    monkeypatch.setattr("sys.argv", ["calibrate", "--store", str(store), "--data", str(data), "--write"])
+    with pytest.raises(SystemExit, match=r"coco\.json has too few pictures: all of them fall into one half"):
+        calibrate.main()
+    assert (store / "lpn50/1/model.toml").read_bytes() == before
+
+
 def test_errors_are_in_cells_of_the_heatmap(store, data):
     model, expected = PoseModel.load(store / "lpn50/1"), []
     for picture in read_pictures(data / "dev/coco.json"):

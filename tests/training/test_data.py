@@ -9,6 +9,7 @@ import pytest
 from training.data import read_annotations, read_pictures
 from training.files import DataError
 from training.int8 import samples_of
+from training.keypoints import NAMES
 
 JOINTS = [5.0, 5.0, 2] * 17
 
@@ -51,6 +52,7 @@ def test_how_many_joints_are_labelled_is_counted(tmp_path):
         ("keypoint_weights", [-1.0] * 17, "keypoint_weights that are not between 0 and 1"),
         ("keypoint_weights", [1.5] * 17, "keypoint_weights that are not between 0 and 1"),
         ("area", -5, "area -5, which is no number of 0 or more"),
+        ("area", 0, "annotation 0 has keypoints and no area over 0"),
         ("id", "seven", "'seven' has an id that is no whole number"),
         ("keypoints", [1e39, 1.0, 2.0] * 17, "keypoints beyond 1,000,000 pixels"),
         ("bbox", [10**400, 1, 2, 3], "too large"),
@@ -60,6 +62,31 @@ def test_labels_out_of_range_are_refused(tmp_path, key, value, told):
     file = coco(tmp_path, 1, 1, **{key: value})
     with pytest.raises(DataError, match=told):
         read_annotations(file)
+
+
+def with_categories(file, categories):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"categories": categories}))
+    return file
+
+
+def test_keypoints_of_another_order_than_cocos_are_refused(tmp_path):
+    file = coco(tmp_path, 1, 1)
+    others = {"id": 2, "name": "dog", "keypoints": ["tail"]}
+    read_annotations(with_categories(file, [others, {"id": 1, "name": "person", "keypoints": NAMES}]))
+    other_order = ["pelvis", *NAMES[1:]]
+    with pytest.raises(DataError, match="keypoints are not COCO's 17 in COCO's order: pelvis, left_eye"):
+        read_annotations(with_categories(file, [{"id": 1, "name": "person", "keypoints": other_order}]))
+
+
+def test_a_file_without_a_category_of_people_is_refused(tmp_path):
+    file = with_categories(coco(tmp_path, 1, 1), [{"id": 1, "name": "car"}, {"id": 2, "name": "Person"}])
+    with pytest.raises(DataError, match="none of its categories is called person: car, Person"):
+        read_annotations(file)
+
+
+def test_people_without_keypoints_may_have_null_for_them(tmp_path):
+    file = coco(tmp_path, 1, 1, keypoints=None)
+    assert read_annotations(file)["annotations"][0]["num_keypoints"] == 0
 
 
 @pytest.mark.parametrize("key", ["images", "annotations"])

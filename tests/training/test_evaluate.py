@@ -329,6 +329,12 @@ def test_other_categories_and_missing_counts_of_joints_are_no_matter(coco_folder
     monkeypatch.setattr("sys.argv", command)
     evaluate.main()
     assert capsys.readouterr().out.splitlines()[2].startswith("| people | 1 | 1.000 [1.000, 1.000] | 1.000 |")
+    detected = [each for each in json.loads((folder / "boxes.json").read_text()) if "bbox" in each]
+    dogs = [each | {"bbox": [0, 0, 9, 9], "category_id": 8} for each in detected]
+    (folder / "boxes.json").write_text(json.dumps([*dogs, *(each | {"category_id": 7} for each in detected)]))
+    monkeypatch.setattr("sys.argv", [*command, "--detections", "boxes.json"])
+    evaluate.main()
+    assert capsys.readouterr().out.splitlines()[2].startswith("| people | 1 | 1.000 [1.000, 1.000] | 1.000 |")
 
 
 @pytest.mark.parametrize(
@@ -344,6 +350,14 @@ def test_options_that_would_mix_up_figures_are_refused(monkeypatch, capsys, opti
     with pytest.raises(SystemExit):
         evaluate.main()
     assert "error: --" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "two"])
+def test_a_number_of_threads_that_is_none_is_refused(monkeypatch, capsys, threads):
+    monkeypatch.setattr("sys.argv", ["evaluate", f"--threads={threads}"])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert f"argument --threads: {threads} is no whole number of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("server", ["http://127.0.0.1:1", "127.0.0.1:8000"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.following import main, tremble_and_lag
+from training.following import _seed_of, main, tremble_and_lag
 
 
 def test_tremble_and_lag_are_shares_of_the_size():
@@ -15,6 +15,13 @@ def test_tremble_and_lag_are_shares_of_the_size():
     before, after, _ = tremble_and_lag(trembling, 100, 0)
     assert before == pytest.approx(0.014, abs=0.003)
     assert after < before / 2
+
+
+def test_pictures_may_have_any_ids():
+    assert _seed_of(139) == 139
+    for image in ("000139", -1):
+        assert np.random.default_rng(_seed_of(image)).random() == np.random.default_rng(_seed_of(image)).random()
+    assert _seed_of("000139") != _seed_of("000140")
 
 
 def test_the_command_measures(reference_people, monkeypatch, capsys):

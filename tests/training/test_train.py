@@ -49,6 +49,7 @@ crops = 8
 batch = 4
 learning_rate = 1e-3
 sigma = 1.0
+warm_up = 1
 """
 
 
@@ -310,7 +311,7 @@ def test_the_ending_of_a_stage_draws_from_its_own_sets_also_after_a_stop(data, t
         annotation["keypoints"][3:] = [0] * 48  # the nose alone
     (tmp_path / "train/noses.json").write_text(json.dumps(content))
     text = CONFIG.replace("[sets]", "[sets]\nnoses = 0.0").replace(
-        "warm_up = 2", "ending = {share = 0.25, sets = {noses = 1.0}}"
+        "warm_up = 2", "warm_up = 2\nending = {share = 0.25, sets = {noses = 1.0}}"
     )
     config = Config.model_validate(tomllib.loads(text))
     sets = [cached_people(tmp_path / f"train/{name}.json", tmp_path / "cache", 64) for name in config.sets]
@@ -329,7 +330,8 @@ def test_the_ending_of_a_stage_draws_from_its_own_sets_also_after_a_stop(data, t
 
 def test_the_ending_of_a_stage_changes_crops_in_its_own_way(data, tmp_path):
     text = CONFIG.replace(
-        "warm_up = 2", "ending = {share = 0.25, sets = {drawn = 1.0}, augmentation = {grey = 1.0, colour = 0.0}}"
+        "warm_up = 2",
+        "warm_up = 2\nending = {share = 0.25, sets = {drawn = 1.0}, augmentation = {grey = 1.0, colour = 0.0}}",
     )
     config = Config.model_validate(tomllib.loads(text))
     sets = [cached_people(data / f"train/{name}.json", tmp_path / "cache", 64) for name in config.sets]
@@ -340,9 +342,25 @@ def test_the_ending_of_a_stage_changes_crops_in_its_own_way(data, tmp_path):
 
 
 def test_an_ending_with_a_set_that_its_stage_has_not_is_refused(tmp_path):
-    text = CONFIG.replace("warm_up = 2", "ending = {share = 0.25, sets = {drwan = 1.0}}")
+    text = CONFIG.replace("warm_up = 2", "warm_up = 2\nending = {share = 0.25, sets = {drwan = 1.0}}")
     (tmp_path / "config.toml").write_text(text)
     with pytest.raises(DataError, match=r"config\.toml: stages\.0\.ending\.sets: no set of the stage: drwan"):
+        Config.read(tmp_path / "config.toml")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("warm_up = 2", "warm_up = 4", r"stages\.0: warm_up is to end before the stage's 4 steps do, not after 4"),
+        ("[[stages]]", "[augmentation]\nscale = 1.5\n[[stages]]", r"augmentation\.scale: .* less than 1"),
+        ("[[stages]]", "[augmentation]\nmirrored = 50\n[[stages]]", r"augmentation\.mirrored: .* less than or equal to 1"),
+        ("[[stages]]", "[augmentation]\nshift = -1\n[[stages]]", r"augmentation\.shift: .* greater than or equal to 0"),
+        ("[[stages]]", "[augmentation]\ncut = nan\n[[stages]]", r"augmentation\.cut: "),
+    ],
+)
+def test_a_config_out_of_range_is_refused(tmp_path, before, after, told):
+    (tmp_path / "config.toml").write_text(CONFIG.replace(before, after, 1))
+    with pytest.raises(DataError, match=told):
         Config.read(tmp_path / "config.toml")
 
 
@@ -394,14 +412,12 @@ def test_a_cache_of_a_set_that_has_changed_is_made_anew(data, tmp_path):
 
 
 def test_weights_that_are_no_numbers_end_the_run_and_leave_the_checkpoint(data, tmp_path, monkeypatch):
-    _run(data, tmp_path, monkeypatch, "run", "--minutes", "0.0001")
+    last_is_steep = "1e38".join(CONFIG.rsplit("1e-3", 1))
+    said = _ended(data, tmp_path, monkeypatch, config=last_is_steep)
+    assert "in stage 1 the weights are no numbers any more at step 2" in said
     content = torch.load(tmp_path / "run/checkpoint.pth", weights_only=True)
-    del content["config"]  # as those of before, which may be gone on from with any
-    torch.save(content, tmp_path / "run/checkpoint.pth")
-    before = (tmp_path / "run/checkpoint.pth").read_bytes()
-    said = _ended(data, tmp_path, monkeypatch, config=CONFIG.replace("1e-3", "1e38"))
-    assert "the weights are no numbers any more at step 4" in said
-    assert (tmp_path / "run/checkpoint.pth").read_bytes() == before
+    assert (content["stage"], content["step"]) == (1, 0)
+    assert all(bool(value.isfinite().all()) for value in content["model"].values())
 
 
 def test_a_full_disk_is_told_and_leaves_the_file_that_was_there(tmp_path):

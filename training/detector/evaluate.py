@@ -27,7 +27,7 @@ from app.inference.session import take_one_thread_each
 from app.vision import detection
 from training.accuracy import record
 from training.command import measuring_parser, model_folder, one_line_faults
-from training.data import Picture, read_annotations, read_pictures
+from training.data import Picture, person_category_of, read_annotations, read_pictures
 from training.detector.data import is_ignored
 from training.files import make_folder, write_whole
 from training.plots import precision_recall_plot
@@ -35,7 +35,7 @@ from training.plots import precision_recall_plot
 Float64 = npt.NDArray[np.float64]
 
 FALSE_ALARMS = 0.1  # boxes per photo of nobody that the default threshold may let through
-_LIMIT = 100  # boxes of a picture, as COCO counts
+FOUND_LIMIT = 100  # boxes of a picture, as COCO counts
 _LEAST_SCORE = 0.01
 _POSED, _POSED_SCORE = 20, 0.05  # of a picture's boxes, and from which score on, that a pose network is measured from
 _MEASURES = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large": 5, "ar": 8}  # COCOeval.stats
@@ -66,7 +66,7 @@ def detections(detector: Detector, pictures: Iterator[Picture]) -> list[dict[str
         pixels = picture.pixels()
         letterbox = detector.letterbox(pixels, 1)
         rows = np.asarray(detector.network.run(letterbox.pixels[None]).values[0], np.float32)
-        people = detector.found(rows, _LEAST_SCORE, _LIMIT)
+        people = detector.found(rows, _LEAST_SCORE, FOUND_LIMIT)
         boxes = detection.to_picture(people[:, :4], letterbox.gain, pixels.shape[1], pixels.shape[0])
         on_it = detection.on_picture(boxes)
         boxes, people = boxes[on_it], people[on_it]
@@ -159,7 +159,7 @@ def report(rows: dict[str, float], truth: Truth, nobody_scores: list[float], pho
 
 def _measure(arguments: argparse.Namespace) -> None:
     folder = model_folder(arguments.store, arguments.model)
-    detector = Detector.opened(load_model(folder), _LIMIT)
+    detector = Detector.opened(load_model(folder), FOUND_LIMIT)
     people_file, nobody_file = (arguments.data / name for name in ("pose/dev/coco.json", "detect/dev/nobody.json"))
     results = detections(detector, read_pictures(people_file))
     measures, truth, precision = compared(read_annotations(people_file), results)
@@ -170,7 +170,8 @@ def _measure(arguments: argparse.Namespace) -> None:
     print(report(rows, truth, nobody, photos))
     if arguments.out:
         make_folder(arguments.out)
-        write_whole(arguments.out / "detections.json", json.dumps(posed(results)))
+        person = {"category_id": person_category_of(people_file)}
+        write_whole(arguments.out / "detections.json", json.dumps([result | person for result in posed(results)]))
         curves = {f"{detector.description.id}, AP50 {measures['ap50']:.3f}": precision}
         write_whole(arguments.out / "precision_recall.png", precision_recall_plot(curves))
     if arguments.write:

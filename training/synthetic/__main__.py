@@ -7,12 +7,13 @@ its number alone, not on how many are made or by how many threads.
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from app.inference.session import usable_cores
 from training.command import one_line_faults
 from training.data import in_order
-from training.files import make_folder, whole_file, write_whole
+from training.files import make_folder, whole_file
 from training.keypoints import NAMES, SKELETON
 from training.synthetic.studio import Studio
 
@@ -43,14 +44,24 @@ def group(studio: Studio, number: int, count: int, seed: int) -> list[tuple[byte
 def write_set(studio: Studio, count: int, seed: int, out: Path, threads: int) -> None:
     """Write pictures 0 … count - 1 as the set `rendered`. Raises DataError."""
     make_folder(out)
+    category = {"id": 1, "name": "person", "keypoints": NAMES, "skeleton": SKELETON}
+    with whole_file(out / "rendered.json") as labels, whole_file(out / "rendered-0.zip") as file:
+        images, people = _write_pictures(studio, count, seed, file, threads)
+        pictures = hashlib.sha256(Path(file.name).read_bytes()).hexdigest()  # labels may be those of other pictures
+        content = {"info": {"pictures": pictures}, "images": images, "annotations": people, "categories": [category]}
+        labels.write(json.dumps(content).encode())
+        labels.flush()
+        os.fsync(labels.fileno())  # before either file takes its place: no labels beside other pictures
+
+
+def _write_pictures(
+    studio: Studio, count: int, seed: int, file: BinaryIO, threads: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Write the pictures as a zip file: their images and annotations."""
     images: list[dict[str, Any]] = []
     people: list[dict[str, Any]] = []
     started = told = time.monotonic()
-    with (
-        whole_file(out / "rendered-0.zip") as file,
-        zipfile.ZipFile(file, "w") as archive,
-        ThreadPoolExecutor(threads) as pool,
-    ):
+    with zipfile.ZipFile(file, "w") as archive, ThreadPoolExecutor(threads) as pool:
         groups = in_order(pool, lambda number: group(studio, number, count, seed), range(-(-count // _GROUP)), threads)
         for data, (height, width), seen in (picture for pictures in groups for picture in pictures):
             number = len(images)
@@ -64,12 +75,8 @@ def write_set(studio: Studio, count: int, seed: int, out: Path, threads: int) ->
                 rate = f"{labelled / (now - started):.1f} people/s"
                 print(f"{number + 1} of {count} pictures, {labelled} people, {rate}", file=sys.stderr, flush=True)
                 told = now
-    pictures = hashlib.sha256((out / "rendered-0.zip").read_bytes()).hexdigest()  # labels may be those of other pictures
-    category = {"id": 1, "name": "person", "keypoints": NAMES, "skeleton": SKELETON}
-    write_whole(
-        out / "rendered.json",
-        json.dumps({"info": {"pictures": pictures}, "images": images, "annotations": people, "categories": [category]}),
-    )
+    file.flush()
+    return images, people
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def tile(picture: Picture) -> npt.NDArray[np.uint8]:
     for person in picture.annotations:
         x, y, w, h = (np.array(person["bbox"]) * scale).astype(int).tolist()
         cv2.rectangle(drawn, (x, y), (x + w, y + h), _BOX, 1)
-        joints = np.array(person["keypoints"], np.float64).reshape(-1, 3)
+        joints = np.array(person.get("keypoints") or [0] * 51, np.float64).reshape(-1, 3)
         places = ((joints[:, :2] + 0.5) * scale - 0.5).round().astype(int).tolist()
         for a, b in SKELETON:
             if joints[a - 1, 2] and joints[b - 1, 2]:

@@ -1,5 +1,6 @@
 """Sets: the command writes what training reads, the same bytes for the same seed, and names what is missing or broken."""
 
+import errno
 import json
 import os
 import shutil
@@ -83,6 +84,24 @@ def test_a_sheet_shows_the_labels(studio, tmp_path):
     assert tiles.shape == (240, 6 * 240, 3)
     green = (tiles[..., 1] > 150) & (tiles[..., 0] < 90) & (tiles[..., 2] < 90)
     assert green.any()
+    content = json.loads((tmp_path / "rendered.json").read_text())
+    for person in content["annotations"]:
+        del person["keypoints"], person["num_keypoints"]  # boxes alone
+    (tmp_path / "rendered.json").write_text(json.dumps(content))
+    assert sheet(tmp_path / "rendered.json").startswith(b"\xff\xd8")
+
+
+def test_pictures_whose_labels_cannot_be_written_leave_the_set_that_was_there(studio, tmp_path, monkeypatch):
+    written(studio, tmp_path, 2, 1)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def fails(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("training.synthetic.__main__.json.dumps", fails)
+    with pytest.raises(DataError, match="No space left on device"):
+        written(studio, tmp_path, 2, 2)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_a_studio_gives_crops_by_seed(studio):

@@ -19,7 +19,7 @@ from training.trainer import Place
 
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[3] / "training/configs"
-STAGE = {"height": 64, "crops": 64, "batch": 4, "learning_rate": 1e-3, "sigma": 1.0}
+STAGE = {"height": 64, "crops": 64, "batch": 4, "learning_rate": 1e-3, "sigma": 1.0, "warm_up": 2}
 
 
 @pytest.fixture(scope="module")
