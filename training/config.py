@@ -73,10 +73,6 @@ class Stage(BaseModel):
     def _some_step(self) -> Self:
         if self.crops < self.batch:
             raise ValueError("crops are fewer than one batch")
-        if self.warm_up >= self.crops // self.batch:
-            raise ValueError(
-                f"warm_up is to end before the stage's {self.crops // self.batch} steps do, not after {self.warm_up}"
-            )
         return self
 
 

@@ -212,7 +212,9 @@ def test_results_hold_the_same_people_as_coco(client, two_women):
 def test_a_persons_score_is_the_mean_of_the_joints_above_a_fifth(scene):
     for person in scene:
         scores = np.array(person["keypoint_scores"])
-        assert person["score"] == pytest.approx(scores[scores > 0.2].mean(), abs=2e-4)
+        # A joint told as 0.2 is above it or not: scores are told in four decimals, and counted by all.
+        means = {scores[counted].mean() for counted in (scores > 0.2, scores >= 0.2)}
+        assert any(person["score"] == pytest.approx(mean, abs=2e-4) for mean in means)
     assert (scores <= 0.2).any()  # of the background
 
 

@@ -351,7 +351,6 @@ def test_an_ending_with_a_set_that_its_stage_has_not_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
-        ("warm_up = 2", "warm_up = 4", r"stages\.0: warm_up is to end before the stage's 4 steps do, not after 4"),
         ("[[stages]]", "[augmentation]\nscale = 1.5\n[[stages]]", r"augmentation\.scale: .* less than 1"),
         ("[[stages]]", "[augmentation]\nmirrored = 50\n[[stages]]", r"augmentation\.mirrored: .* less than or equal to 1"),
         ("[[stages]]", "[augmentation]\nshift = -1\n[[stages]]", r"augmentation\.shift: .* greater than or equal to 0"),

@@ -51,10 +51,6 @@ class Stage(BaseModel):
     def _some_step(self) -> Self:
         if self.pictures < self.batch:
             raise ValueError("pictures are fewer than one batch")
-        if self.warm_up >= self.pictures // self.batch:
-            raise ValueError(
-                f"warm_up is to end before the stage's {self.pictures // self.batch} steps do, not after {self.warm_up}"
-            )
         return self
 
 
