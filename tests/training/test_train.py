@@ -280,7 +280,7 @@ def test_a_checkpoint_of_another_depth_or_half_of_one_is_named_and_kept(data, tm
     checkpoint = tmp_path / "run/checkpoint.pth"
     checkpoint.parent.mkdir()
     weights = LPN(101).state_dict()
-    torch.save({"stage": 0, "step": 1, "optimizer": {}, "model": weights, "averaged": weights}, checkpoint)
+    torch.save({"stage": 0, "step": 1, "optimizer": {}, "model": weights, "averaged": weights, "config": "{}"}, checkpoint)
     whole = checkpoint.read_bytes()
     assert "checkpoint.pth cannot be gone on from: it is of an LPN-101" in _ended(data, tmp_path, monkeypatch)
     checkpoint.write_bytes(whole[:100_000])
