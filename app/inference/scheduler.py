@@ -293,7 +293,7 @@ class Scheduler:
         elif isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
             self._replace(lane, members, f"lane {lane.number} died of {type(outcome).__name__}")
         else:  # it raised an exception, or gave what is no result of so many crops
-            cause = outcome if isinstance(outcome, Exception) else None
+            cause = outcome if isinstance(outcome, Exception) else ValueError("it gave no result of as many crops")
             if all(ticket.answer.done() for ticket, _ in members):  # else it is logged under the ids of their requests
                 log.error("a batch failed whose requests had ended", exc_info=cause)
             _fail_all(members, BatchFailed(f"The network {network.name} failed on a batch of {len(members)}."), cause)

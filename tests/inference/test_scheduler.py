@@ -314,8 +314,9 @@ def test_a_result_that_is_none_of_a_networks_is_a_failed_batch():
     for wrong in (lambda batch: doubled(batch[:-1]), lambda _: None):
 
         async def work(s: Scheduler, run: Run = wrong) -> None:
-            with pytest.raises(BatchFailed):
+            with pytest.raises(BatchFailed) as failed:
                 await s.run(Network("wrong", run), crops(1, 2), soon(5))
+            assert str(failed.value.__cause__) == "it gave no result of as many crops"  # for the log
             assert len((await s.run(Network("n", doubled), crops(1), soon())).results) == 1
 
         assert value(drive(work), "pose_inference_workers_replaced_total") == 0  # the lane is as good as before
