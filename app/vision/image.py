@@ -21,7 +21,11 @@ FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 _MAX_SIDE = 32_766  # OpenCV warps no larger picture
 _JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders write about ten
 _JPEG_SEGMENTS = 5_000  # may be empty, and are looked at one by one; a large colour profile or XMP is some hundred
-_PNG_CHUNKS = 100_000  # the same; encoders that write 8 KB in each fill 32 MiB with 4,000
+_EXIF_BYTES = (
+    65_535  # what a segment of a JPEG holds. Each entry of a block may name the same text, which is copied each time
+)
+_JPEG_EXIFS = 8  # a file has one
+_PNG_CHUNKS = _WEBP_CHUNKS = 100_000  # the same; encoders that write 8 KB in each fill 32 MiB with 4,000
 # What is handed to the decoder. It would inflate every text and colour profile, 8 KB to 8 MB, and tell of odd chunks in lines
 # of its own on standard error, in which a profile may have any name. For an animation's it would hold several whole pictures.
 _PNG_ONCE = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IEND"}
@@ -29,6 +33,8 @@ _PNG_READ = {b"IDAT"} | _PNG_ONCE
 _TIFF_VALUE_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}  # of each type
 _TIFF_LENGTHS = {3: "u2", 4: "u4", 8: "u2", 9: "u4", 16: "u8", 17: "u8"}  # of a strip or tile: types; a byte tells little
 _TIFF_TILE_PIXELS = 2**20  # of a tile, or its sides in whole multiples of 256: a decoder makes room for whole tiles
+_TIFF_PARTS = 200_000  # strips or tiles; 50 megapixels in tiles of 16 × 16 pixels. Each costs as much as some 30 pixels
+_TIFF_CIELAB = 8  # a strip or tile of it costs as much as thousands of pixels; cameras write none
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
 _LARGE = 640 * 640  # pixels
 FLAGS = {  # of OpenCV, to decode each side that many times smaller
@@ -131,7 +137,7 @@ def _measure_jpeg(data: bytes) -> Header:
     OpenCV paints what is missing of a truncated JPEG grey.
     """
     size: tuple[int, int] | None = None
-    scans, segments, exif = 0, 0, False
+    scans, segments, exif, exifs = 0, 0, False, 0
     position = 2
     while found := _JPEG_MARKER.search(data, position):
         marker, position = data[found.end() - 1], found.end()
@@ -149,6 +155,9 @@ def _measure_jpeg(data: bytes) -> Header:
                 raise InvalidImage("is a JPEG file with two frame headers")
             size = (width, height)
         exif |= marker == 0xE1  # or XMP: OpenCV looks into any APP1
+        exifs += marker == 0xE1 and data[position + 8 : position + 10] in (b"II", b"MM")
+        if exifs > _JPEG_EXIFS:
+            raise InvalidImage(f"is a JPEG file of more than {_JPEG_EXIFS} blocks of EXIF")
         scans += marker == 0xDA
         if scans > _JPEG_SCANS:
             raise InvalidImage(f"is a JPEG file of more than {_JPEG_SCANS} scans")
@@ -161,9 +170,11 @@ def _measure_png(data: bytes) -> Header:
     first, name, width, height = struct.unpack_from(">I4sII", data, 8)
     if (first, name) != (13, b"IHDR"):
         raise InvalidImage("is a PNG file that does not begin with its header")
-    for number, (_, _, end) in enumerate(_png_chunks(data)):
+    for number, (kind, begin, end) in enumerate(_png_chunks(data)):
         if number == _PNG_CHUNKS:
             raise InvalidImage(f"is a PNG file of more than {_PNG_CHUNKS:,} chunks")
+        if kind == b"eXIf":
+            _check_exif("PNG", end - begin - 12)
         if end > len(data):
             raise InvalidImage("is a PNG file that ends early")
     return Header("PNG", width, height)
@@ -218,6 +229,7 @@ def _measure_webp(data: bytes) -> Header:
         raise InvalidImage("is a WebP file that ends early")
     kind = data[12:16]
     if kind == b"VP8X":
+        _check_webp_chunks(data, length + 8)
         return Header("WebP", _three_bytes(data, 24) + 1, _three_bytes(data, 27) + 1)
     if kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
@@ -226,6 +238,23 @@ def _measure_webp(data: bytes) -> Header:
         width, height = struct.unpack_from("<HH", data, 26)
         return Header("WebP", width & 0x3FFF, height & 0x3FFF)
     raise InvalidImage("is a WebP file of an unknown kind")
+
+
+def _check_webp_chunks(data: bytes, end: int) -> None:
+    position = 12
+    for _ in range(_WEBP_CHUNKS):
+        if position + 8 > end:
+            return
+        kind, length = struct.unpack_from("<4sI", data, position)
+        if kind == b"EXIF":
+            _check_exif("WebP", length)
+        position += 8 + length + length % 2
+    raise InvalidImage(f"is a WebP file of more than {_WEBP_CHUNKS:,} chunks")
+
+
+def _check_exif(format_: str, length: int) -> None:
+    if length > _EXIF_BYTES:
+        raise InvalidImage(f"is a {format_} file with {length:,} bytes of EXIF; at most {_EXIF_BYTES:,} are taken")
 
 
 def _three_bytes(data: bytes, position: int) -> int:
@@ -252,7 +281,7 @@ def _measure_tiff(data: bytes) -> Header:
     order = "<" if data[:2] == b"II" else ">"
     (position,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, position)
-    found = {256: 0, 257: 0, 259: 1, 322: 0, 323: 0}  # width, height, compression, width and height of a tile
+    found = {256: 0, 257: 0, 259: 1, 262: 0, 322: 0, 323: 0}  # width, height, compression, colours, sides of a tile
     seen = set[int]()
     values, packed = 0, 0.0  # bytes of all entries' values, and of all strips and tiles
     for entry in range(count):
@@ -264,12 +293,16 @@ def _measure_tiff(data: bytes) -> Header:
                 data, order + _TIFF_LENGTHS[kind], number, position + 10 + 12 * entry if inside else place
             )
             packed += lengths.sum(dtype=np.float64)
+        if tag in (273, 279, 324, 325) and number > _TIFF_PARTS:
+            raise InvalidImage(f"is a TIFF file of more than {_TIFF_PARTS:,} strips or tiles")
         if tag in found:
             if tag in seen or kind not in (3, 4) or number != 1:  # a decoder might take another value for it than we
                 raise InvalidImage(f"is a TIFF file whose tag {tag} is not one number")
             seen.add(tag)
             (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, position + 10 + 12 * entry)
-    width, height, compression, tile_width, tile_height = found.values()
+    width, height, compression, colours, tile_width, tile_height = found.values()
+    if colours == _TIFF_CIELAB:
+        raise InvalidImage("is a TIFF file in CIELab, which is not read")
     if compression not in _TIFF_COMPRESSIONS:
         raise InvalidImage(f"is a TIFF file of compression {compression}, which is not read")
     if tile_width * tile_height > max(_TIFF_TILE_PIXELS, (width + 255) // 256 * ((height + 255) // 256) * 2**16):

@@ -312,6 +312,57 @@ def test_a_jpeg_of_very_many_scans_is_refused_at_once():
     assert time.perf_counter() - started < 0.5
 
 
+def exif(entries: int, size: int) -> bytes:
+    """A block whose entries all name the same text."""
+    head = b"II*\0" + struct.pack("<IH", 8, entries) + struct.pack("<HHII", 0x010E, 2, size - 8, 8) * entries
+    return head + bytes(size - len(head))
+
+
+def with_exif(format_: str, block: bytes, times: int = 1) -> bytes:
+    if format_ == "PNG":
+        data, content = file(PICTURE, "PNG"), b"eXIf" + block
+        return (
+            data[:33] + times * (struct.pack(">I", len(block)) + content + struct.pack(">I", zlib.crc32(content))) + data[33:]
+        )
+    if format_ == "WebP":
+        return file(PICTURE, "WebP", lossless=True, exif=block)
+    data, content = file(PICTURE, "JPEG"), b"Exif\0\0" + block
+    return data[:2] + times * (b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content) + data[2:]
+
+
+@pytest.mark.parametrize("format_", ["PNG", "WebP"])
+def test_exif_longer_than_a_jpegs_is_refused(format_):
+    """A decoder copies the text once for each entry: 8 MB of 65,535 entries would be minutes."""
+    assert image.decode(with_exif(format_, exif(1000, 65_535)), MOST).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(InvalidImage, match="with 65,536 bytes of EXIF; at most 65,535 are taken"):
+        image.decode(with_exif(format_, exif(1000, 65_536)), MOST)
+
+
+def test_a_jpeg_of_many_blocks_of_exif_is_refused():
+    assert image.decode(with_exif("JPEG", exif(1, 100), 8), MOST).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(InvalidImage, match="more than 8 blocks of EXIF"):
+        image.decode(with_exif("JPEG", exif(1, 100), 9), MOST)
+
+
+def test_a_webp_of_very_many_chunks_is_refused_at_once():
+    data = with_exif("WebP", exif(1, 100))
+    many = data + 200_000 * (b"none" + bytes(4))
+    started = time.perf_counter()
+    with pytest.raises(InvalidImage, match="more than 100,000 chunks"):
+        image.decode(many[:4] + struct.pack("<I", len(many) - 8) + many[8:], MOST)
+    assert time.perf_counter() - started < 0.5
+
+
+def test_a_tiff_whose_parts_are_long_work_is_refused():
+    size = {256: (4, 1, 600), 257: (4, 1, 600), 259: (3, 1, 1)}
+    with pytest.raises(InvalidImage, match="in CIELab"):
+        image.read_header(tiff_of(size | {262: (3, 1, 8)}))
+    for tag in (273, 279, 324, 325):
+        assert image.read_header(tiff_of(size | {tag: (3, 200_000, 8)}, bytes(400_000))).width == 600
+        with pytest.raises(InvalidImage, match="more than 200,000 strips or tiles"):
+            image.read_header(tiff_of(size | {tag: (3, 200_001, 8)}, bytes(400_002)))
+
+
 @pytest.mark.parametrize("chunks", [1, 50])
 def test_a_png_with_more_data_than_pixels_is_refused_at_once(chunks):
     """libpng would inflate it to the end."""
