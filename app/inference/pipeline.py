@@ -34,6 +34,7 @@ Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
+_STALLED_SECONDS = 30.0  # a picture that is worked on for so long is not done any more: the slowest take three
 _MOST_THREADS = 4  # of a crop that is alone: the networks are small
 _KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB …
 _KEPT_PICTURES = 100  # … while no more crops and pictures than that are in the queue
@@ -159,6 +160,7 @@ class Pipeline:
         metrics.lanes.set(self._lanes)
         metrics.queue_limit.set(settings.queue_crops)
         self._picture_threads = ThreadPoolExecutor(self._lanes, "pictures")
+        self._begun: dict[object, float] = {}  # when the jobs that are on picture threads were
         self._throttled = throttled_seconds()
         self._not_warm: str | None = "The models are being warmed up."
         self.draining = False  # the service is about to stop; what still comes is answered
@@ -169,7 +171,12 @@ class Pipeline:
         """Why no work is taken at present; None where it is."""
         if self._not_warm:
             return self._not_warm
-        return None if self.scheduler.ready else "No lane runs, or as many as there are cores stand still."
+        if not self.scheduler.ready:
+            return "No lane runs, or as many as there are cores stand still."
+        begun = list(self._begun.values())
+        if len(begun) >= self._lanes and time.monotonic() - max(begun) > _STALLED_SECONDS:
+            return f"All threads that decode pictures have been at one for over {_STALLED_SECONDS:.0f} s."
+        return None
 
     async def start(self) -> None:
         """Open the lanes and run every batch size of every model once, which also measures the capacity."""
@@ -316,7 +323,12 @@ class Pipeline:
 
         def timed(number: int) -> T:
             waits.append(time.perf_counter() - asked)
-            return held[0](number)
+            job = object()
+            self._begun[job] = time.monotonic()
+            try:
+                return held[0](number)
+            finally:
+                del self._begun[job]
 
         turns = asyncio.Semaphore(self._lanes)
 

@@ -41,6 +41,23 @@ def task(pictures: list[bytes], seconds: float = 30, drawn: Drawing | None = Non
     return PoseTask(pictures, [BOX] * len(pictures), None, False, None, 50, drawn, deadline)
 
 
+def test_no_work_is_taken_while_all_picture_threads_stand_still(monkeypatch):
+    monkeypatch.setattr("app.inference.pipeline._STALLED_SECONDS", 0.1)
+
+    async def work(pipeline: Pipeline) -> None:
+        gate = threading.Event()
+        job = asyncio.create_task(pipeline._on_picture_threads(lambda _: gate.wait(20), [0]))
+        await asyncio.sleep(0.05)
+        assert pipeline.why_not_ready is None
+        await asyncio.sleep(0.1)
+        assert pipeline.why_not_ready.startswith("All threads that decode pictures have been at one for over")
+        gate.set()
+        await job
+        assert pipeline.why_not_ready is None
+
+    drive(work)
+
+
 def test_the_picture_threads_queue_keeps_nothing_of_a_request_that_has_ended():
     """Else its body would stay in memory that nobody counts, until a thread is free."""
 
