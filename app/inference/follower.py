@@ -48,8 +48,7 @@ class _Track:
     margins: Float64  # [4], of the box in which they were found last
     box_score: float
     sure: Bool  # [K], which joints were
-    places: Float64  # [K, 2], smoothed
-    speeds: Float64  # [K, 2]
+    motion: tracking.Motion  # of their joints, [K, 2]
     seen: float  # when
     found_score: float  # of their joints, at the last search that found them
     misses: int  # searches since then
@@ -127,7 +126,7 @@ class Follower:
         moved = boxes.copy()
         for row, track in enumerate(tracks):
             if track.sure.any():
-                moved[row, :2] += np.median(track.speeds[track.sure], axis=0) * min(time - track.seen, _AHEAD_SECONDS)
+                moved[row, :2] += np.median(track.motion.speeds[track.sure], axis=0) * min(time - track.seen, _AHEAD_SECONDS)
         low = np.clip(moved[:, :2], 0, self._size)
         high = np.clip(moved[:, :2] + moved[:, 2:], 0, self._size)
         moved = np.hstack([low, high - low])
@@ -199,10 +198,14 @@ class Follower:
                 continue
             sure = track.sure[:, None]
             places = motion.places[row]
-            then = tracking.Motion(np.where(sure, track.places, places), np.where(sure, track.speeds, 0.0))
+            known = track.motion
+            then = replace(
+                known, places=np.where(sure, known.places, places), innovations=np.where(sure, known.innovations, 0.0)
+            )
             size = float(np.sqrt(people.boxes[row, 2:].prod()))
             smoothed = tracking.smooth(then, places, size, self._interval)
-            motion.places[row], motion.speeds[row] = smoothed.places, smoothed.speeds
+            motion.places[row], motion.innovations[row] = smoothed.places, smoothed.innovations
+            motion.speeds[row] = smoothed.speeds
         return motion
 
     def _remember(self, seen: _Seen, motion: tracking.Motion, around: Float64, margins: Float64, time: float) -> None:
@@ -217,21 +220,23 @@ class Follower:
             track = before.get(int(seen.ids[row]))
             known = track is not None and not seen.found[row]
             found_score, misses = (track.found_score, track.misses + searched) if track and known else (scores[row], 0)
-            soon |= not searched and not misses and scores[row] < _FADED * found_score
-            tracks.append(
-                _Track(
-                    int(seen.ids[row]),
-                    around[row],
-                    margins[row],
-                    float(people.box_scores[row]),
-                    people.keypoints[row, :, 2] > SURE,
-                    motion.places[row],
-                    motion.speeds[row],
-                    time,
-                    found_score,
-                    misses,
-                )
+            faded = scores[row] < _FADED * found_score
+            soon |= not searched and not misses and faded
+            now = _Track(
+                int(seen.ids[row]),
+                around[row],
+                margins[row],
+                float(people.box_scores[row]),
+                people.keypoints[row, :, 2] > SURE,
+                tracking.Motion(motion.places[row], motion.innovations[row], motion.speeds[row]),
+                time,
+                found_score,
+                misses,
             )
+            if track and known and faded:  # joints on what hides them, or where they stood: these lead nowhere
+                ahead = self._ahead([track], time)[0]
+                now = replace(now, box=ahead, sure=track.sure, motion=replace(now.motion, speeds=track.motion.speeds))
+            tracks.append(now)
         lost = [track for id_, track in before.items() if id_ not in seen.ids and time - track.seen < _REMEMBERED_SECONDS]
         # Soon, and where the lost are not found then, after twice as long each time.
         waits = [max(_SOON_SECONDS, self._searched - track.seen) for track in lost] + [_SOON_SECONDS] * soon

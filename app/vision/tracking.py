@@ -27,9 +27,14 @@ _SPEED_CUTOFF_HZ = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """Smoothed joints [N, K, 2] of people, or [K, 2] of one, and their smoothed speeds in pixels a second."""
+    """Smoothed joints [N, K, 2] of people, or [K, 2] of one, and how they move, in pixels a second.
+
+    `innovations` are what the filter goes by: how far joints are from their smoothed places, which lag behind, over the time
+    of a frame. `speeds` are the smoothed places' own, which are the joints' where these move steadily.
+    """
 
     places: Float64
+    innovations: Float64
     speeds: Float64
 
 
@@ -84,15 +89,16 @@ def same_boxes(some: Float64, others: Float64, least: float) -> list[tuple[int, 
 
 def smooth(before: Motion, places: Float64, size: float, seconds: float) -> Motion:
     """The motion after joints at `places` [K, 2] of somebody of that size (pixels) were seen, `seconds` after `before`."""
-    speeds = before.speeds + _share(_SPEED_CUTOFF_HZ, seconds) * ((places - before.places) / seconds - before.speeds)
-    speed = np.hypot(speeds[..., 0], speeds[..., 1]) / size
-    share = _share(_CUTOFF_HZ + _CUTOFF_PER_SPEED * speed, seconds)
-    return Motion(before.places + share[..., None] * (places - before.places), speeds)
+    taken = _share(_SPEED_CUTOFF_HZ, seconds)
+    innovations = before.innovations + taken * ((places - before.places) / seconds - before.innovations)
+    speed = np.hypot(innovations[..., 0], innovations[..., 1]) / size
+    share = _share(_CUTOFF_HZ + _CUTOFF_PER_SPEED * speed, seconds)[..., None]
+    return Motion(before.places + share * (places - before.places), innovations, share * innovations)
 
 
 def at_rest(places: Float64) -> Motion:
     """The motion of people who are seen for the first time, at `places` [N, K, 2]."""
-    return Motion(places.copy(), np.zeros_like(places))
+    return Motion(places.copy(), np.zeros_like(places), np.zeros_like(places))
 
 
 def _share(cutoff: Float64 | float, seconds: float) -> Float64:

@@ -102,6 +102,21 @@ def test_who_is_not_seen_for_a_moment_keeps_their_number(follow, woman, at, spoi
     assert set(map(tuple, ids(seen))) <= {(1,), ()}
 
 
+@pytest.mark.parametrize("rate", [20, 60])
+def test_who_walks_on_behind_something_keeps_their_number(follow, woman, nobody, rate):
+    """One size a second; the first frames without her show joints on the grass."""
+    stage, walker = cv2.resize(nobody[:, 100:370], (1600, 845)), woman[:, 100:370]
+    frames = []
+    for number in range(int(1.4 * rate)):
+        frame, left = stage.copy(), int(200 + 380 * number / rate)
+        if not 0.8 <= number / rate < 1.2:
+            frame[:, left : left + 270] = walker
+        frames.append(frame)
+    seen = ids(follow(frames, rate=rate))
+    assert seen[0] == seen[-1] == [1]
+    assert [] in seen
+
+
 def test_who_comes_back_late_has_another_number(follow, woman, nobody):
     seen = follow([woman] * 2 + [nobody] * (2 * SECOND) + [woman] * 2)
     assert ids(seen)[-1] == [2]

@@ -81,8 +81,19 @@ def test_joints_that_move_lag_little(speed):
     assert 0 < lag < 0.03 * size
 
 
+@pytest.mark.parametrize("rate", [15, 60])  # frames a second
+@pytest.mark.parametrize("speed", [0.25, 1, 3])  # sizes of the person a second
+def test_the_speed_of_joints_that_move_steadily_is_theirs(speed, rate):
+    size = 200.0
+    motion = at_rest(np.zeros((1, 17, 2)))
+    for frame in range(1, 4 * rate):
+        motion = smooth(motion, np.full((1, 17, 2), frame / rate * speed * size), size, 1 / rate)
+    assert motion.speeds == pytest.approx(np.full((1, 17, 2), speed * size), rel=0.01)
+
+
 def test_the_near_and_the_far_are_smoothed_alike():
-    before = Motion(np.zeros((1, 1, 2)), np.ones((1, 1, 2)))
-    near = smooth(Motion(before.places * 10, before.speeds * 10), np.full((1, 1, 2), 50.0), 1000.0, 0.04)
+    before = Motion(np.zeros((1, 1, 2)), np.ones((1, 1, 2)), np.ones((1, 1, 2)))
+    tenfold = Motion(before.places * 10, before.innovations * 10, before.speeds * 10)
+    near = smooth(tenfold, np.full((1, 1, 2), 50.0), 1000.0, 0.04)
     far = smooth(before, np.full((1, 1, 2), 5.0), 100.0, 0.04)
     assert near.places == pytest.approx(far.places * 10)
