@@ -34,6 +34,7 @@ _TIMEOUT = httpx.Timeout(75, connect=5, pool=None)  # seconds; the service gives
 _RETRIES = 6  # three seconds, where the service names no wait
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 1.6  # seconds, where the answer names none …
 _LONGEST_NAMED_WAIT = 60.0  # … and where it does
+_STRANGE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of JSON that is not the service's
 _AT_ONCE = 16  # requests of an AsyncPoseClient: more would lie in the service's queue, and in memory
 
 
@@ -276,8 +277,9 @@ def _refused(response: httpx.Response) -> Refused:
     try:
         told = response.json()
         code = told["type"].rpartition("/")[2]
-        return Refused(response.status_code, code, told["detail"], request_id, told.get("errors", []))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        errors = [dict(error) for error in told.get("errors") or []]
+        return Refused(response.status_code, code, str(told["detail"]), request_id, errors)
+    except (*_STRANGE, AttributeError):
         pass  # not the service's own words
     detail = f"{_origin(response.url)} answers {response.status_code} {response.reason_phrase}"
     return Refused(response.status_code, "", detail, request_id, [])
@@ -301,8 +303,8 @@ def _pose_of(response: httpx.Response) -> Pose:
         keypoints[..., 2] = column("keypoint_scores", joints)
         calibrated = not any(person["keypoint_errors"] is None for person in people)
         return Pose(
-            width=image["width"],
-            height=image["height"],
+            width=int(image["width"]),
+            height=int(image["height"]),
             boxes=column("bbox", 4),
             box_scores=column("bbox_score"),
             scores=column("score"),
@@ -313,14 +315,14 @@ def _pose_of(response: httpx.Response) -> Pose:
             skeleton=tuple((first, second) for first, second in category["skeleton"]),
             coco=data,
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except _STRANGE as error:
         raise _stranger(response) from error
 
 
 def _models_of(response: httpx.Response) -> list[dict[str, Any]]:
     try:
         return [{**model, "sha256": model["sha256"]} for model in response.json()["models"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except _STRANGE as error:
         raise _stranger(response) from error
 
 

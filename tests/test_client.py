@@ -186,7 +186,7 @@ def test_who_does_not_answer_is_not_asked_for_ever(error, times):
     assert len(asked) == times
 
 
-@pytest.mark.parametrize("content", [b"{", b'{"title": "Bad Gateway"}', b"[]", b'{"type": 7, "detail": "x"}'])
+@pytest.mark.parametrize("content", [b"{", b'{"title": "Bad Gateway"}', b"[]", b'{"type": 7, "detail": "x"}', b"[" * 100_000])
 def test_a_problem_of_something_before_the_service(content):
     headers = {"Content-Type": "application/problem+json"}
     transport = httpx.MockTransport(lambda _: httpx.Response(502, content=content, headers=headers))
@@ -204,7 +204,18 @@ def test_the_wait_that_is_named_is_waited(named, least):
     assert least <= time.monotonic() - started < least + 5
 
 
-@pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b'{"images": [1, 2]}', b'{"models": [{}]}'])
+# a score that is no double
+HUGE = (
+    b'{"images": [{"width": 9, "height": 9}], "categories": [{"keypoints": []}], "annotations": '
+    b'[{"keypoints": [], "keypoint_scores": [], "keypoint_errors": [], "bbox": [1, 1, 2, 2], "bbox_score": 1, "score": 1'
+    + b"0" * 400
+    + b"}]}"
+)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>", b"[]", b"{}", b'{"images": [1, 2]}', b'{"models": [{}]}', b"[" * 100_000, HUGE]
+)
 def test_an_answer_of_another_service(content):
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=content))
     with PoseClient(transport=transport) as client:
