@@ -6,6 +6,7 @@ import binascii
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ _STREAM_OPTIONS = tuple(name for name in Options.model_fields if name != "format
 _FORM_FIELDS = 32  # beside a field for each box
 _FIELD_BYTES = 2**20  # of a form's field: 1,600 boxes of long numbers are a tenth of it
 _JSON_TOKENS = 200_000  # brackets and commas; 1,600 boxes are 8,000, and a small body of more makes objects without number
+_NAME_BYTES = 255  # of a file, in the file systems that people have
 _TOLD_ERRORS, _TOLD_CHARACTERS = 20, 80  # of what a client made up: an answer stays small
 _WISHES = {  # pydantic's kind of error → what it must be, in our words
     "bool_parsing": "true or false",
@@ -83,6 +85,7 @@ async def read_pose_request(request: Request, settings: Settings) -> PoseRequest
         asked = await asyncio.to_thread(_from_json, await request.body(), query, settings)
     elif kind in PICTURE_TYPES:
         data = await request.body()
+        _check_is_no_name(data, 0)
         boxes = _boxes_of_one(query.pop("boxes", None), ("query", "boxes"), settings)
         asked = PoseRequest([PictureIn(0, None, data, boxes)], _options(query, "query", settings))
     else:
@@ -126,6 +129,8 @@ async def _from_form(request: Request, query: dict[str, str], settings: Settings
         pictures = [
             PictureIn(number, file.filename or None, await file.read(), boxes[number]) for number, file in enumerate(files)
         ]
+        for picture in pictures:
+            _check_is_no_name(picture.data, picture.id)
         options = _options(query, "query", settings).model_copy(
             update=_options(in_form, "form", settings).model_dump(exclude_unset=True)
         )
@@ -270,6 +275,13 @@ def _boxes_of_several(
     ]
 
 
+def _check_is_no_name(data: bytes, number: int) -> None:
+    """Refuse a text where a picture should be: what curl sends where the @ before a file's name is missing."""
+    if 0 < len(data) <= _NAME_BYTES and data.isascii() and (text := data.decode()).isprintable():
+        told = f"is the text {text[:_TOLD_CHARACTERS]!r} and no picture; curl sends a file where @ stands before its name"
+        raise at("invalid_image", ("images", number), told)
+
+
 def _no_list_a_picture(count: int, loc: Location) -> Problem:
     return at("invalid_box", loc, f"must be a JSON list of {count} lists of boxes, one for each picture")
 
@@ -341,7 +353,7 @@ def _options(values: Mapping[str, str], where: str, settings: Settings, known: S
 
 def _refuse_strangers(values: Mapping[str, Any], known: Collection[str], where: Location) -> None:
     """Raise Problem for names that `known` has not, before pydantic makes an error of each: there may be many thousand."""
-    strangers = [name for name in values if name not in known]
+    strangers = list(islice((name for name in values if name not in known), _TOLD_ERRORS))
     if strangers:
         names = ", ".join(known)
         told = [FieldError((*where, name[:_TOLD_CHARACTERS]), f"is not known; there are {names}") for name in strangers]

@@ -95,6 +95,13 @@ def test_what_is_not_a_picture_is_an_invalid_image(client, content):
     assert_problem(post(client, content), 422, "invalid_image", "images.0")
 
 
+def test_a_files_name_in_its_place_is_told_as_such(client):
+    """What curl sends without the @."""
+    assert_problem(post(client, b"photos/people.jpg"), 422, "invalid_image", "images.0", "'photos/people.jpg'", "@")
+    form = client.post("/v1/pose", files={"image": (None, "people.jpg")})
+    assert_problem(form, 422, "invalid_image", "images.0", "'people.jpg'", "@")
+
+
 def test_a_truncated_picture_is_an_invalid_image_at_any_length(client, t_pose):
     for length in range(0, len(t_pose), len(t_pose) // 25):
         assert_problem(post(client, t_pose[:length]), 422, "invalid_image")
