@@ -175,7 +175,7 @@ def models(server: str | None, key: str | None) -> None:
     async def run() -> int:
         async with _client(server, key, settings, works=False) as client:
             for model in await client.models():
-                size = f"{model['input_width']}×{model['input_height']}"
+                size = f"{model['input_width']} wide, {model['input_height']} high"
                 default = f", the default {model['kind']}" if model["default"] else ""
                 click.echo(f"{model['name']}/{model['version']}: {model['network']}, {model['precision']}, {size}{default}")
                 click.echo(f"    sha256 {model['sha256']}")
@@ -246,7 +246,7 @@ async def _client(
 
 def _told(run: "Callable[[], Any]") -> int:
     """What `run` returns; what stops it is told in one line."""
-    from app.client import PoseError
+    from app.client import PoseError, Refused
     from app.inference.model_store import ModelError
 
     if sys.stdout is None or sys.stderr is None:  # what is printed would land in the next file that is opened
@@ -257,6 +257,10 @@ def _told(run: "Callable[[], Any]") -> int:
     try:
         code = int(asyncio.run(run()))
     except (PoseError, ModelError, ValueError) as error:
+        if isinstance(error, Refused) and error.code == "unauthorized":
+            raise click.ClickException(
+                "The service wants a key, and none or a wrong one was given: --key or LPN_KEY."
+            ) from error
         raise click.ClickException(str(error).removeprefix("query.")) from error
     sys.stdout.flush()
     return code

@@ -331,7 +331,7 @@ def test_no_service_there(lpn):
 def test_a_key(lpn, start_service, photos):
     url = str(start_service(api_keys="sesame").client.base_url)
     code, _, err = lpn("predict", photos, "--server", url)
-    assert (code, err.strip()) == (1, "Error: Send one of the service's keys as Authorization: Bearer … or X-API-Key.")
+    assert (code, err) == (1, "Error: The service wants a key, and none or a wrong one was given: --key or LPN_KEY.\n")
     assert lpn("predict", photos, "--server", url, LPN_KEY="sesame")[0] == 0
 
 
