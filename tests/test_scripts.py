@@ -70,3 +70,13 @@ def test_an_environment_whose_python_became_another_is_made_anew(project):
     )
     subprocess.run([project / ".venv/bin/python", "-c", "import pip"], check=True)
     assert environment(project, python_of(project, 3, 15, 0)) == (0, "")  # one that is whole needs no other Python
+
+
+def test_a_larger_set_holds_the_smaller(project):
+    (project / ".venv/bin").mkdir(parents=True)
+    (project / ".venv/bin/python").symlink_to(sys.executable)
+    (project / "requirements/test.txt").write_text("# nothing more\n")
+    (project / ".venv/test.txt").write_text("# nothing more\n")
+    assert environment(project) == (0, "")
+    (project / ".venv/test.txt").write_text("# another version\n")
+    assert environment(project)[1].startswith("Installing the locked dependencies")
