@@ -76,7 +76,6 @@ class Settings(BaseSettings):
     )
     log_level: str = Field(
         "INFO",
-        pattern=rf"^{_LEVEL}(,[a-z_.]+={_LEVEL})*$",
         description="Least level of log lines, then of single loggers: INFO,app.requests=WARNING.",
     )
 
@@ -104,6 +103,13 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"{origin} is no origin: scheme and host in small letters without a slash, https://example.org"
                 )
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _levels(cls, value: str) -> str:
+        if not re.fullmatch(rf"{_LEVEL}(,[a-z_.]+={_LEVEL})*", value):
+            raise ValueError("it is DEBUG, INFO, WARNING or ERROR, and more for single loggers: INFO,app.requests=WARNING")
         return value
 
     @field_validator("max_timeout_ms")

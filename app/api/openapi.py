@@ -109,7 +109,8 @@ def _pose_request(settings: Settings) -> dict[str, Any]:
     options = {name: _without_null(schema) for name, schema in options.items()}
     boxes = {
         "type": "string",
-        "description": "The people: x,y,w,h joined by ; or repeated, or a JSON list of [x, y, w, h].",
+        "description": "The people: x,y,w,h joined by ; or repeated, or a JSON list of [x, y, w, h], in pixels of the "
+        "upright picture from its top left corner. Left out: the service finds the people. Empty: there is nobody.",
         "examples": ["120,40,180,380"],
     }
     pictures = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": settings.max_images}

@@ -29,7 +29,11 @@ _BINARY = {"type": "string", "format": "binary"}
     "/v1/pose",
     summary="Pictures in, people out",
     responses={
-        200: {"model": DataSetOut | list[ResultOut], "content": {_JSON: {}} | {kind: {"schema": _BINARY} for kind in _DRAWN}}
+        200: {
+            "description": "The people in JSON, or, of one picture whose Accept asks for it, the picture with them drawn.",
+            "model": DataSetOut | list[ResultOut],
+            "content": {_JSON: {}} | {kind: {"schema": _BINARY} for kind in _DRAWN},
+        }
     },
     response_class=Response,
 )

@@ -9,7 +9,8 @@ from app.api.problems import PROBLEMS
 _BOXES_SCHEMA = {
     "type": "array",
     "items": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4},
-    "description": "The people's boxes, [x, y, width, height] in pixels of the upright picture, at least one wide or high.",
+    "description": "The people's boxes, [x, y, width, height] in pixels of the upright picture from its top left corner, at "
+    "least one wide or high. Left out: the service finds the people. Empty: there is nobody.",
 }
 # Boxes are checked in bodies.py, which tells a bad box from a bad option and counts before it converts.
 Boxes = Annotated[Any, WithJsonSchema(_BOXES_SCHEMA)]
@@ -30,9 +31,12 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str | None = Field(None, description="A pose model from /v1/models, name or name/version.", max_length=128)
+    model: str | None = Field(
+        None, description="A pose model from /v1/models, name or name/version. Default: the service's.", max_length=128
+    )
     format: Literal["coco", "results"] = Field(
-        "coco", description="Of JSON answers. coco: a COCO keypoint data set. results: a list that COCO.loadRes takes."
+        "coco",
+        description="Of JSON answers. coco, the default: a COCO keypoint data set. results: a list that COCO.loadRes takes.",
     )
     keypoint_threshold: Share | None = Field(
         None, description="Score from which a keypoint is called visible (v = 2), and drawn. Default: the model's."
@@ -41,8 +45,12 @@ class Options(BaseModel):
     max_people: Count | None = Field(
         None, description="The most people to find in a picture: those of whom the detector is surest. Default: 50."
     )
-    flip_test: bool = Field(False, description="Average with the mirrored crop: twice the work, a little better.")
-    timeout_ms: Count | None = Field(None, description="Deadline of this request in milliseconds.")
+    flip_test: bool = Field(
+        False, description="Average with the mirrored crop: twice the work, a little better. Default: false."
+    )
+    timeout_ms: Count | None = Field(
+        None, description="Milliseconds after which this request is answered with 504. Default: the service's."
+    )
 
 
 class JsonImage(BaseModel):
@@ -88,15 +96,15 @@ class AnnotationOut(BaseModel):
     id: int
     image_id: int
     category_id: Literal[1]
-    bbox: BoxOut
-    area: float
+    bbox: BoxOut = Field(description="x, y, width, height: the given box, or the detector's.")
+    area: float = Field(description="Of the box, in square pixels.")
     iscrowd: Literal[0]
     num_keypoints: int
     keypoints: list[float] = Field(description="x, y, v of each joint; v is 2 at or over the threshold, else 0.")
-    keypoint_scores: list[float]
+    keypoint_scores: list[float] = Field(description="Height of each joint's heatmap, about 0 to 1; ranks joints.")
     keypoint_errors: list[float] | None = Field(description="Expected error in pixels; null without calibration.")
-    score: float
-    bbox_score: float
+    score: float = Field(description="Of the person: the mean of the joints' scores over 0.2, times bbox_score.")
+    bbox_score: float = Field(description="The detector's; 1 for a given box.")
 
 
 class InfoOut(BaseModel):

@@ -53,7 +53,7 @@ class Metrics:
             registry=registry,
         )
         self.images = Counter("pose_images", "Pictures answered.", registry=registry)
-        self.crops = Counter("pose_crops", "Crops that a network has run on.", ("model",), registry=registry)
+        self.crops = Counter("pose_crops", "People's crops that a pose network has run on.", ("model",), registry=registry)
         self.searched_images = Counter(
             "pose_searched_images", "Pictures that a detector has searched for people.", ("model",), registry=registry
         )
@@ -73,11 +73,11 @@ class Metrics:
         self.queue_crops = Gauge("pose_queue_crops", "Crops that wait for a lane.", registry=registry)
         self.admitted_crops = Gauge(
             "pose_admitted_crops",
-            "Crops that hold room in the queue: of pictures being decoded, waiting or running.",
+            "Crops that hold room in the queue: of pictures being decoded or searched, waiting or running.",
             registry=registry,
         )
         self.queue_limit = Gauge("pose_queue_limit_crops", "Crops that may hold room in the queue.", registry=registry)
-        self.lanes = Gauge("pose_lanes", "Threads that run networks, one a core.", registry=registry)
+        self.lanes = Gauge("pose_lanes", "Threads that run networks.", registry=registry)
         self.cpu_throttled = Counter(
             "pose_cpu_throttled_seconds", "Seconds that the cgroup's CPU quota has stopped its threads.", registry=registry
         )

@@ -60,7 +60,8 @@ export async function follow(query, key, signal, seen, ended) {
     if (!over) seen(frame, answer);
   };
   socket.onclose = ({ code, reason }) => {
-    end(opened ? `The stream ended: ${reason || (code === 1012 ? "the service stops." : `code ${code}.`)}` : "");
+    const known = { 1006: "the connection broke.", 1012: "the service stops." };
+    end(opened ? `The stream ended: ${reason || known[code] || `code ${code}.`}` : "");
   };
   tracks[0].onended = () => end("The camera was taken away.");
   signal.addEventListener("abort", () => {

@@ -119,7 +119,7 @@ async function film() {
     tell("The service does not open the stream.", true);
     // A page is not told why; what else the service refuses may say it.
     if (await listModels() && !stopCamera && !photo) {
-      tell("The service does not open the stream: it follows as many as it may, or a proxy on the way knows no WebSockets.", true);
+      tell("The service does not open the stream: all its streams are taken, or it has none (POSE_MAX_STREAMS, POSE_DETECTOR), or a proxy on the way does not pass on Host and Upgrade.", true);
     }
   };
   try {
