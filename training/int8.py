@@ -5,7 +5,6 @@ weights overflow on processors without VNNI. Attention stays in float32.
 """
 
 import contextlib
-import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -99,11 +98,11 @@ def samples_of(annotation_file: Path, sample: Callable[[Picture], UInt8 | None])
     content = read_annotations(annotation_file)
     labelled = {each["image_id"] for each in content["annotations"] if each["num_keypoints"] > 0}
     labelled = labelled or {each["image_id"] for each in content["annotations"]}
-    step = max(1, len(labelled) // _SAMPLES)
+    places = {int(place) for place in np.linspace(0, len(labelled) - 1, min(len(labelled), _SAMPLES))}
     pictures = (picture for picture in read_pictures(annotation_file) if picture.image["id"] in labelled)
-    chosen = (picture for number, picture in enumerate(pictures) if number % step == 0)
+    chosen = (picture for number, picture in enumerate(pictures) if number in places)
     made = (each for picture in chosen if (each := sample(picture)) is not None)
-    samples = list(itertools.islice(made, _SAMPLES))
+    samples = list(made)
     if not samples:
         raise DataError(f"{annotation_file} holds nobody with keypoints")
     return np.stack(samples)

@@ -19,7 +19,7 @@ def heatmap_loss(heatmaps: Tensor, targets: Tensor, weights: Tensor, placement: 
     """Squared error plus cross-entropy between softmaxes over the map, averaged by the joints' weights [N, K].
 
     Both are least at the target. The squared error alone spends its first epochs on learning that most cells are 0; the
-    cross-entropy asks at once where the joint is. Of each person only the `hardest` joints count, those of largest loss.
+    cross-entropy asks at once where the joint is. Of each person only the `hardest` joints count, those furthest from it.
     A person counts by the root of the joints' number: OKS counts whoever has few labelled ones as much as anybody.
     """
     squared = ((heatmaps - targets) ** 2).sum((2, 3))
@@ -27,8 +27,9 @@ def heatmap_loss(heatmaps: Tensor, targets: Tensor, weights: Tensor, placement: 
     given = (_SHARPNESS * heatmaps).flatten(2).log_softmax(2)
     losses = (0.5 * squared - placement * (wanted * given).sum(2)) * weights
     if hardest < losses.shape[1]:
-        losses, joints = losses.topk(hardest, dim=1)
-        weights = weights.gather(1, joints)
+        least = -placement * (wanted * wanted.log()).sum(2) * weights  # which is left of a joint that is right
+        joints = (losses.detach() - least).topk(hardest, dim=1).indices
+        losses, weights = losses.gather(1, joints), weights.gather(1, joints)
     labelled = weights.sum(1, keepdim=True).clamp(min=1).sqrt()
     return (losses / labelled).sum() / (weights / labelled).sum().clamp(min=1)
 

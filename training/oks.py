@@ -64,7 +64,7 @@ def evaluate_results(ground_truth: dict[str, Any], results: list[dict[str, Any]]
         people = [unlabelled | annotation | {"id": number} for number, annotation in annotations]
         truth.dataset = {"info": {}, **ground_truth, "annotations": people}
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), "keypoints")
+        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), "keypoints")
         evaluation.params.catIds = [1]
         evaluation.evaluate()
         evaluation.accumulate()

@@ -39,6 +39,7 @@ def test_an_int8_model_is_calibrated_on_labelled_pictures(tmp_path, count, label
 
     assert len(samples_of(file, sample)) == samples
     assert all(number % labelled == 0 for number in seen)
+    assert max(seen) == (count - 1) // labelled * labelled
 
 
 def test_how_many_joints_are_labelled_is_counted(tmp_path):

@@ -251,6 +251,16 @@ def test_only_the_hardest_joints_count():
     assert heatmap_loss(found, targets, weights, 1.0) < alone
 
 
+def test_an_absent_joint_that_is_found_absent_is_none_of_the_hardest():
+    """Its cross-entropy is that of a map which is level."""
+    targets = target_heatmaps(torch.tensor([[[-250.0, -250.0], [8.0, 9.0]]]), 16, 12, 1.5)
+    found = targets.clone()
+    found[0, 1] *= 0.5
+    assert heatmap_loss(found[:, :1], targets[:, :1], torch.ones(1, 1), 1.0) > 5
+    hardest = heatmap_loss(found, targets, torch.ones(1, 2), 1.0, hardest=1)
+    torch.testing.assert_close(hardest, heatmap_loss(found[:, 1:], targets[:, 1:], torch.ones(1, 1), 1.0))
+
+
 def test_a_person_counts_by_the_root_of_the_labelled_joints():
     targets = target_heatmaps(torch.tensor([[[3.0, 4.0]] * 4, [[8.0, 9.0]] * 4]), 16, 12, 1.5)
     weights = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0]])

@@ -153,7 +153,7 @@ def test_more_poses_that_are_broken_are_named_by_their_own_file(assets_folder, t
     shutil.copytree(assets_folder, tmp_path, dirs_exist_ok=True)
     with (tmp_path / "poses_hdm05.npz").open("wb") as out:
         np.savez(out, posture=np.zeros(1))
-    with pytest.raises(DataError, match=r"poses_hdm05.npz holds no poses: it has no posture_weight|q"):
+    with pytest.raises(DataError, match=r"poses_hdm05\.npz holds no poses: it has no posture_weight"):
         load_assets(tmp_path, hdm05=True)
 
 
