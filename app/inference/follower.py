@@ -27,7 +27,7 @@ _LEAST_SCORE, _SURE_SCORE = 0.25, 0.5
 _FADED = 0.6  # of the score at the last search that found somebody
 _AS_BEFORE = 0.8  # of the same: enough for somebody whom a search does not find …
 _MISSES, _MOST_MISSES = 3, 10  # … so many times in a row; then a sure score is, and then nothing
-_AHEAD_SECONDS = 0.5  # for which people are taken to move on as they did
+_AHEAD_SECONDS = 1.0  # for which people are taken to move on as they did
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,13 @@ class Follower:
         if (people.width, people.height) != self._size:
             self._tracks = []
             return seen
-        for tracks in (here, lost):  # who was lost may be hidden by who stands there now
+        # Who was lost may be hidden by who stands there now, may have walked on behind it, or have stopped there.
+        for known, ahead in ((here, True), (lost, True), (lost, False)):
             free = np.flatnonzero(seen.ids == 0)
+            tracks = [track for track in known if track.id not in seen.ids]
             if tracks and len(free):
-                for track, person in tracking.same_boxes(self._ahead(tracks, time), people.boxes[free], _SAME_BOX):
+                boxes = self._ahead(tracks, time) if ahead else np.array([track.box for track in tracks])
+                for track, person in tracking.same_boxes(boxes, people.boxes[free], _SAME_BOX):
                     seen.ids[free[person]] = tracks[track].id
         missed = [track for track in here if track.id not in seen.ids and track.misses < _MOST_MISSES]
         if not missed:
@@ -191,7 +194,8 @@ class Follower:
             self._interval = 0.0
             return motion
         mean = self._interval or max(passed, 1 / 30)  # the first two may come as a pair
-        self._interval = mean + 0.1 * (min(passed, 4 * mean) - mean)
+        # Rising the quicker: speeds that are of too short a time lead too far.
+        self._interval = mean + (0.3 if passed > mean else 0.1) * (min(passed, 4 * mean) - mean)
         before = {track.id: track for track in self._tracks if track.seen == self._time}
         for row, id_ in enumerate(ids.tolist()):
             if (track := before.get(id_)) is None:
@@ -233,15 +237,25 @@ class Follower:
                 found_score,
                 misses,
             )
-            if track and known and faded:  # joints on what hides them, or where they stood: these lead nowhere
-                ahead = self._ahead([track], time)[0]
-                now = replace(now, box=ahead, sure=track.sure, motion=replace(now.motion, speeds=track.motion.speeds))
+            if track and known and faded and not misses:  # joints on what hides them, or where they stood, lead nowhere
+                now = _gone_on(now, track, self._ahead([track], time)[0])
             tracks.append(now)
         lost = [track for id_, track in before.items() if id_ not in seen.ids and time - track.seen < _REMEMBERED_SECONDS]
         # Soon, and where the lost are not found then, after twice as long each time.
         waits = [max(_SOON_SECONDS, self._searched - track.seen) for track in lost] + [_SOON_SECONDS] * soon
         self._next_search = min([self._next_search, *(self._searched + wait for wait in waits)])
         self._tracks, self._size, self._time = tracks + lost, (people.width, people.height), time
+
+
+def _gone_on(now: _Track, before: _Track, box: Float64) -> _Track:
+    """Somebody at `box`, who moves as before; joints that are unsure now are where they were."""
+    sure = now.sure[:, None]
+    motion = tracking.Motion(
+        np.where(sure, now.motion.places, before.motion.places),
+        np.where(sure, now.motion.innovations, before.motion.innovations),
+        before.motion.speeds,
+    )
+    return replace(now, box=box, sure=before.sure, motion=motion)
 
 
 def _told_once(seen: _Seen) -> _Seen:

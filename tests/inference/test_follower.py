@@ -102,14 +102,15 @@ def test_who_is_not_seen_for_a_moment_keeps_their_number(follow, woman, at, spoi
     assert set(map(tuple, ids(seen))) <= {(1,), ()}
 
 
-@pytest.mark.parametrize("rate", [20, 60])
-def test_who_walks_on_behind_something_keeps_their_number(follow, woman, nobody, rate):
+@pytest.mark.parametrize(("rate", "stops"), [(20, False), (60, False), (30, True)])
+def test_who_walks_behind_something_keeps_their_number(follow, woman, nobody, rate, stops):
     """One size a second; the first frames without her show joints on the grass."""
     stage, walker = cv2.resize(nobody[:, 100:370], (1600, 845)), woman[:, 100:370]
     frames = []
-    for number in range(int(1.4 * rate)):
-        frame, left = stage.copy(), int(200 + 380 * number / rate)
-        if not 0.8 <= number / rate < 1.2:
+    for number in range(int(1.6 * rate)):
+        time = number / rate
+        frame, left = stage.copy(), int(200 + 380 * (min(time, 0.8) if stops else time))
+        if not 0.8 <= time < (1.4 if stops else 1.2):
             frame[:, left : left + 270] = walker
         frames.append(frame)
     seen = ids(follow(frames, rate=rate))
@@ -214,6 +215,40 @@ def told_by(pipeline: StandIn, seconds: float, max_people: int) -> list[Followed
         return [await follower.follow(task, number / SECOND) for number in range(int(seconds * SECOND))]
 
     return asyncio.run(follow_all())
+
+
+class Walker(StandIn):
+    """One person who walks so many sizes a second, and whose joints are found in boxes that lie around them."""
+
+    def __init__(self, speed: float) -> None:
+        super().__init__(1)
+        self.speed, self.now = speed * np.sqrt(100 * 250), 0.0
+
+    async def estimate(self, task: PoseTask, again: bool = False) -> Outcome:
+        self.boxes[0, 0] = 10 + self.speed * self.now
+        outcome = await super().estimate(task, again)
+        (people,) = outcome.people
+        missed = np.abs(people.boxes[:, 0] - self.boxes[0, 0]) > 60
+        people.keypoints[missed, :, 2] = 0.05
+        scores = person_scores(people.keypoints, people.box_scores)
+        return replace(outcome, people=[replace(people, width=3000, scores=scores)])
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.5])
+@pytest.mark.parametrize("phase", [0.0, 0.3, 0.6])
+def test_whoever_walks_keeps_their_number_where_frames_become_seldom(speed, phase):
+    pipeline = Walker(speed)
+    often = np.arange(0, 1.2 + phase, 1 / 30)
+    times = np.concatenate([often, often[-1] + np.arange(1, 12) / 6])
+
+    async def follow_all() -> list[list[int]]:
+        follower, task = Follower(pipeline), PoseTask([b""], [None], None, False, None, 50, None, 0.0)
+        told = []
+        for pipeline.now in times.tolist():
+            told.append((await follower.follow(task, pipeline.now)).ids)
+        return told
+
+    assert asyncio.run(follow_all())[-1] == [1]
 
 
 @pytest.mark.parametrize(("people", "max_people"), [(5, 1), (8, 2)])
