@@ -33,8 +33,8 @@ _DAMAGED_IN_A_ROW = 1000  # then a video has ended, however many frames its head
 
 
 class Frames:
-    """The frames of a video: how many there are by its own account (0: it does not say), how many a second, and how many were
-    read."""
+    """The frames of a video: how many there are by its own account (0: it does not say), how many a second (where the rate
+    varies, at its begin or on average), and how many were read."""
 
     def __init__(self, file: Path, capture: cv2.VideoCapture) -> None:
         rate = capture.get(cv2.CAP_PROP_FPS)
@@ -44,22 +44,36 @@ class Frames:
         self.size = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         self.read = 0
         self._capture = capture
+        self._seconds = -1.0  # of the last one that was read …
+        self._lasts = 1 / self.rate  # … and for how long it is seen
+        self._damaged = 0  # before it
 
     def __iter__(self) -> Iterator[tuple[float, UInt8]]:
         """The seconds and pixels of each frame; damaged ones are passed over."""
-        seconds = -1.0
         tried = failed = 0
         while True:
             whole, frame = self._capture.read()
             tried += 1
-            failed = 0 if whole else failed + 1
             if whole:
-                told = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                seconds = told if told > seconds else seconds + 1 / self.rate
+                told, before = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, self._seconds
+                self._seconds = told if told > before else before + 1 / self.rate
+                self._lasts = self._seconds - before if self.read else self._lasts
                 self.read += 1
-                yield seconds, frame.astype(np.uint8, copy=False)
-            elif tried >= self.count or failed >= _DAMAGED_IN_A_ROW:
+                self._damaged, failed = self._damaged + failed, 0
+                yield self._seconds, frame.astype(np.uint8, copy=False)
+                continue
+            failed += 1
+            if tried >= self.count or failed >= _DAMAGED_IN_A_ROW:
                 return
+
+    @property
+    def missing(self) -> int:
+        """How many could not be read. Matroska tells no number: OpenCV makes one of its length and first rate."""
+        with self.file.open("rb") as opened:
+            matroska = opened.read(4) == b"\x1aE\xdf\xa3"
+        if not matroska:
+            return self.count - self.read
+        return self._damaged + max(0, round(self.count - (self._seconds + self._lasts) * self.rate))
 
 
 @contextmanager
@@ -76,7 +90,7 @@ def frames_of(file: Path) -> Iterator[Frames]:
 
 def told_missing(frames: Frames) -> int:
     """1, once it is told, where more of the frames could not be read than a video may be wrong about how many it has."""
-    missing = frames.count - frames.read
+    missing = frames.missing
     if frames.read and missing <= max(2, frames.count / 100):
         return 0
     click.echo(f"{frames.file}: {missing} of {frames.count} frames could not be read.", err=True)

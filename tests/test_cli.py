@@ -19,6 +19,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from app import photos as many
+from app import video as video_module
 from app.client import AsyncPoseClient, PoseError
 from tests.conftest import PHOTOS, ROOT, T_POSE_BOX, TWO_WOMEN_BOXES
 
@@ -326,6 +327,40 @@ def test_no_service_there(lpn):
     code, out, err = lpn("predict", PHOTOS, "--server", "http://127.0.0.1:9")
     assert (code, out) == (1, "")
     assert err == "Error: http://127.0.0.1:9 gives no answer: All connection attempts failed\n"
+
+
+class Capture:
+    """A video of frames at those seconds, with so many by its own account, 30 a second."""
+
+    def __init__(self, seconds, count):
+        self._left, self._now = list(seconds), 0.0
+        self._told = {cv2.CAP_PROP_FPS: 30.0, cv2.CAP_PROP_FRAME_COUNT: count}
+
+    def get(self, name):
+        return 1000 * self._now if name == cv2.CAP_PROP_POS_MSEC else self._told.get(name, 9)
+
+    def read(self):
+        if not self._left:
+            return False, None
+        self._now = self._left.pop(0)
+        return True, np.zeros((9, 9, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "missing"),
+    [
+        ([*np.arange(60) / 30, *(2 + np.arange(30) / 10)], 0),  # 5 s, of which OpenCV makes 150 frames
+        ([*np.arange(60) / 30, *(2 + np.arange(10) / 10)], 60),
+        (np.arange(150) / 30, 0),
+    ],
+)
+def test_matroska_of_a_rate_that_varies_is_whole_where_its_time_is(tmp_path, seconds, missing):
+    file = tmp_path / "phone.mkv"
+    file.write_bytes(b"\x1aE\xdf\xa3")
+    frames = video_module.Frames(file, Capture(seconds, 150))
+    assert len(list(frames)) == len(seconds)
+    assert frames.missing == missing
+    assert video_module.told_missing(frames) == (missing > 0)
 
 
 def test_a_key(lpn, start_service, photos):
