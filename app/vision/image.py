@@ -19,7 +19,8 @@ UInt8 = npt.NDArray[np.uint8]
 
 FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 _MAX_SIDE = 32_766  # OpenCV warps no larger picture
-_JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders write about ten
+_JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders write about ten …
+_JPEG_SCANNED_PIXELS = 10**9  # … and of all scans together; half a second
 _JPEG_SEGMENTS = 5_000  # may be empty, and are looked at one by one; a large colour profile or XMP is some hundred
 _EXIF_BYTES = (
     65_535  # what a segment of a JPEG holds. Each entry of a block may name the same text, which is copied each time
@@ -161,6 +162,8 @@ def _measure_jpeg(data: bytes) -> Header:
         scans += marker == 0xDA
         if scans > _JPEG_SCANS:
             raise InvalidImage(f"is a JPEG file of more than {_JPEG_SCANS} scans")
+        if size is not None and scans * size[0] * size[1] > _JPEG_SCANNED_PIXELS and scans > 1:
+            raise InvalidImage(f"is a JPEG file whose scans have more than {_JPEG_SCANNED_PIXELS:,} pixels together")
         position += length
     raise InvalidImage("is a JPEG file that ends early")
 

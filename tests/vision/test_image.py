@@ -312,6 +312,14 @@ def test_a_jpeg_of_very_many_scans_is_refused_at_once():
     assert time.perf_counter() - started < 0.5
 
 
+def test_a_jpeg_whose_scans_are_large_together_is_refused():
+    data = file(Image.new("L", (7056, 7056)), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    assert image.read_header(data[:-2] + (20 - data.count(b"\xff\xda")) * last + b"\xff\xd9").width == 7056
+    with pytest.raises(InvalidImage, match="scans have more than 1,000,000,000 pixels together"):
+        image.read_header(data[:-2] + (21 - data.count(b"\xff\xda")) * last + b"\xff\xd9")
+
+
 def exif(entries: int, size: int) -> bytes:
     """A block whose entries all name the same text."""
     head = b"II*\0" + struct.pack("<IH", 8, entries) + struct.pack("<HHII", 0x010E, 2, size - 8, 8) * entries
