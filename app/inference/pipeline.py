@@ -34,7 +34,7 @@ Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
-_STALLED_SECONDS = 30.0  # a picture that is worked on for so long is not done any more: the slowest take three
+_STALLED_SECONDS = 30.0  # a picture that is worked on for so long is not done any more: the slowest take some
 _MOST_THREADS = 4  # of a crop that is alone: the networks are small
 _KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB …
 _KEPT_PICTURES = 100  # … while no more crops and pictures than that are in the queue
@@ -161,6 +161,7 @@ class Pipeline:
         metrics.queue_limit.set(settings.queue_crops)
         self._picture_threads = ThreadPoolExecutor(self._lanes, "pictures")
         self._begun: dict[object, float] = {}  # when the jobs that are on picture threads were
+        self._stalled = False  # all of them, as was told last
         self._throttled = throttled_seconds()
         self._not_warm: str | None = "The models are being warmed up."
         self.draining = False  # the service is about to stop; what still comes is answered
@@ -174,9 +175,12 @@ class Pipeline:
         if not self.scheduler.ready:
             return "No lane runs, or as many as there are cores stand still."
         begun = list(self._begun.values())
-        if len(begun) >= self._lanes and time.monotonic() - max(begun) > _STALLED_SECONDS:
-            return f"All threads that decode pictures have been at one for over {_STALLED_SECONDS:.0f} s."
-        return None
+        stalled = len(begun) >= self._lanes and time.monotonic() - max(begun) > _STALLED_SECONDS
+        told = f"All threads that decode pictures have been at one for over {_STALLED_SECONDS:.0f} s."
+        if stalled and not self._stalled:
+            log.error(told)
+        self._stalled = stalled
+        return told if stalled else None
 
     async def start(self) -> None:
         """Open the lanes and run every batch size of every model once, which also measures the capacity."""
@@ -368,7 +372,7 @@ class Pipeline:
             raise AssertionError("a picture without boxes was not searched")
         try:
             most = model.most_reductions(boxes)
-            pictures, reductions, (width, height) = self._for_crops(task.pictures[number], most, found)
+            pictures, reductions, (width, height) = self._for_crops(task.pictures[number], most, found, task.deadline)
             if found is None:
                 box.check_boxes(boxes, width, height)
         except (image.InvalidImage, image.ImageTooLarge, box.InvalidBox) as error:
@@ -384,13 +388,14 @@ class Pipeline:
         return _Prepared(width, height, boxes, scores, found is not None, crops, decoded - started, cut - decoded)
 
     def _for_crops(
-        self, data: bytes, most: list[float], found: _Found | None
+        self, data: bytes, most: list[float], found: _Found | None, deadline: float
     ) -> tuple[dict[int, UInt8], list[int], tuple[int, int]]:
         """A picture's decodings by their reduction, the reduction that each person is cut from, which is its own of `most` at
         most, and the whole picture's width and height.
 
         Each one's own size decides, so that nobody's joints depend on who else is asked for. Found people are cut from what
-        the detector saw, where it suffices. Raises InvalidImage and ImageTooLarge.
+        the detector saw, where it suffices. Raises InvalidImage, ImageTooLarge, and TimeoutError before a decoding after the
+        deadline: event loops go by time.monotonic().
         """
         header = found.header if found else image.read_header(data)
         searched = found.reduction if found else np.inf
@@ -399,6 +404,8 @@ class Pipeline:
         for times in sorted(set(reductions)) or [image.crop_reduction(header, searched)]:
             if found is not None and found.picture is not None and found.reduction == times:
                 pictures[times] = found.picture
+            elif time.monotonic() > deadline:
+                raise TimeoutError
             else:
                 pictures[times] = image.decode(data, self._settings.max_image_pixels, times, header)
         return pictures, reductions, image.upright_size(pictures[times], header, times)
@@ -413,8 +420,8 @@ class Pipeline:
 
 
 def _room_for(task: PoseTask, found: Mapping[int, _Found]) -> int:
-    """Crops that a task holds room for: its people, one for a picture until they are found, and one to draw."""
-    people = sum(1 if boxes is None else len(boxes) for n, boxes in enumerate(task.boxes) if n not in found)
+    """Crops that a task holds room for: its people, one for a picture of nobody or until they are found, and one to draw."""
+    people = sum(1 if boxes is None else max(1, len(boxes)) for n, boxes in enumerate(task.boxes) if n not in found)
     return max(1, people + sum(len(each.people) for each in found.values())) + (task.drawing is not None)
 
 

@@ -41,6 +41,46 @@ def task(pictures: list[bytes], seconds: float = 30, drawn: Drawing | None = Non
     return PoseTask(pictures, [BOX] * len(pictures), None, False, None, 50, drawn, deadline)
 
 
+def test_pictures_of_nobody_hold_room_each(monkeypatch, t_pose):
+    admitted = []
+
+    async def work(pipeline: Pipeline) -> None:
+        decode = image.decode
+
+        def noted(*arguments: Any) -> Any:
+            admitted.append(pipeline.scheduler.admitted)
+            return decode(*arguments)
+
+        monkeypatch.setattr(image, "decode", noted)
+        await pipeline.estimate(replace(task([t_pose] * 3), boxes=[np.zeros((0, 4))] * 3))
+        assert pipeline.scheduler.admitted == 0
+
+    drive(work)
+    assert admitted == [3, 3, 3]
+
+
+def test_nothing_more_is_decoded_after_the_deadline(monkeypatch):
+    """Boxes of other sizes are cut from other decodings."""
+    large, decoded = cv2.imencode(".jpg", np.zeros((4096, 4096, 3), np.uint8))[1].tobytes(), []
+    boxes = np.array([[0.0, 0, 3000, 4000], [0, 0, 150, 200]])
+
+    async def work(pipeline: Pipeline) -> None:
+        decode = image.decode
+
+        def slow(data: bytes, most: int, times: int, header: Any) -> Any:
+            decoded.append(times)
+            time.sleep(0.5)
+            return decode(data, most, times, header)
+
+        monkeypatch.setattr(image, "decode", slow)
+        with pytest.raises(TimeoutError):
+            await pipeline.estimate(replace(task([large], seconds=0.3), boxes=[boxes]))
+        await asyncio.sleep(0.5)
+
+    drive(work)
+    assert len(decoded) == 1
+
+
 def test_no_work_is_taken_while_all_picture_threads_stand_still(monkeypatch):
     monkeypatch.setattr("app.inference.pipeline._STALLED_SECONDS", 0.1)
 
