@@ -279,7 +279,8 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001 - the thread itself is gone
             outcome = error
         finally:
-            self._metrics.workers_busy.dec()
+            if not lane.lost:
+                self._metrics.workers_busy.dec()
         if lane.lost:  # stood still, was replaced, and its members have been answered
             lane.thread.shutdown(wait=False)
             self._standing -= 1
@@ -338,6 +339,7 @@ class Scheduler:
                 limit = max(_STALLED_SECONDS, _STALLED_TIMES * self.seconds_per_crop * len(lane.members))
                 if time.monotonic() - lane.started > limit:
                     self._standing += 1
+                    self._metrics.workers_busy.dec()
                     self._replace(lane, lane.members, f"lane {lane.number} has stood still for {limit:.1f} s")
                     self._fill_lanes()
 

@@ -301,6 +301,7 @@ def test_a_lane_that_stands_still_answers_its_members_and_is_replaced(monkeypatc
             await stalled
         assert len((await waiting).results) == 1
         assert not s.ready  # the one core is lost to the old lane
+        assert value(s._metrics, "pose_inference_workers_busy") == 0  # as no lane of today's is
         gate.opened.set()  # the old lane comes back and must change nothing
         await until(lambda: s.ready)
         assert len((await s.run(Network("n", doubled), crops(3), soon())).results) == 1
