@@ -4,7 +4,8 @@ import asyncio
 import base64
 import binascii
 import math
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -27,6 +28,7 @@ PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/ti
 _OPTIONS = (*Options.model_fields, "boxes")
 _STREAM_OPTIONS = tuple(name for name in Options.model_fields if name != "format")
 _FORM_FIELDS = 32  # beside a field for each box
+_BLANKS = re.compile(rb"[ \t]{101}")  # behind a boundary, where a parser passes over them one by one
 _FIELD_BYTES = 2**20  # of a form's field: 1,600 boxes of long numbers are a tenth of it
 _JSON_TOKENS = 200_000  # brackets and commas; 1,600 boxes are 8,000, and a small body of more makes objects without number
 _NAME_BYTES = 255  # of a file, in the file systems that people have
@@ -158,17 +160,39 @@ class _FormParser(MultiPartParser):
         self.ended = True
 
 
+async def _of_few_parts(stream: AsyncGenerator[bytes, None], delimiter: bytes, most: int) -> AsyncGenerator[bytes, None]:
+    """The same, as long as the delimiter is in it for so many parts at most, without many blanks behind it. Raises Problem.
+
+    The parser, which runs in the event loop, passes over other bytes at once, and looks at these one by one.
+    """
+    parts, before = 0, b"\r\n"  # the first one needs no line before it
+    async for chunk in stream:
+        both = before + chunk
+        parts += both.count(delimiter, max(0, len(before) - len(delimiter) + 1))
+        if parts > most + 1:  # the last one closes the form
+            raise Problem("malformed_body", f"The body holds the boundary of multipart/form-data over {most + 1} times.")
+        place = both.find(delimiter)
+        while place >= 0:
+            if _BLANKS.match(both, place + len(delimiter)):
+                raise Problem("malformed_body", "The body holds over 100 blanks behind a boundary of multipart/form-data.")
+            place = both.find(delimiter, place + 1)
+        before = both[-(len(delimiter) + 100) :]
+        yield chunk
+
+
 async def _parsed_form(request: Request, settings: Settings) -> FormData:
     _, parameters = parse_options_header(request.headers["content-type"])
     if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":  # Python knows charsets that make no text
         raise Problem(
             "malformed_body", "multipart/form-data is taken in UTF-8 alone; its Content-Type names another charset."
         )
+    most_files, most_fields = 10 * settings.max_images, settings.max_boxes + _FORM_FIELDS
+    delimiter = b"\r\n--" + parameters.get(b"boundary", b"")
     parser = _FormParser(
         request.headers,
-        request.stream(),
-        max_files=10 * settings.max_images,
-        max_fields=settings.max_boxes + _FORM_FIELDS,
+        _of_few_parts(request.stream(), delimiter, most_files + most_fields),
+        max_files=most_files,
+        max_fields=most_fields,
         max_part_size=_FIELD_BYTES,
     )
     parser.spool_max_size = settings.max_body_bytes  # parts stay in memory: the body is limited already
@@ -176,10 +200,9 @@ async def _parsed_form(request: Request, settings: Settings) -> FormData:
         form = await parser.parse()
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
         if "Too many files" in str(error):
-            raise _too_many_images(f"more than {10 * settings.max_images}", settings) from error
+            raise _too_many_images(f"more than {most_files}", settings) from error
         if "Too many fields" in str(error):
-            most = settings.max_boxes + _FORM_FIELDS
-            raise Problem("malformed_body", f"The form holds over {most} fields beside its pictures.") from error
+            raise Problem("malformed_body", f"The form holds over {most_fields} fields beside its pictures.") from error
         if "maximum size" in str(error):
             raise Problem("malformed_body", f"A field of the form has over {_FIELD_BYTES:,} bytes.") from error
         raise Problem("malformed_body", "The body is not valid multipart/form-data, or its boundary is missing.") from error

@@ -34,6 +34,7 @@ service_log = logging.getLogger(__name__)
 STREAM_PATH = b"/v1/stream"
 _FOR_PROBES = 8  # connections over the limit while all are at work, or a busy service would be taken for a dead one
 _HEAD_BYTES = 65_536
+_CHUNKS, _CHUNK_BYTES = 4096, 64  # of a body, after which chunks have so many bytes on average: each is a call of its own
 _numbers = itertools.count()  # of connections in their order; the loop's clock gives many of them one millisecond
 _SENT_AHEAD = 64  # requests on a connection that wait for the answers before them: one read may hold thousands
 # Clients that would rather speak HTTP/2 (Java's, curl --http2) offer it with every request. httptools takes what follows such
@@ -58,6 +59,7 @@ class Connection(HttpToolsProtocol):
     _handed_over = False  # to a StreamConnection
     _closes = False  # after the answer to the request that is being read
     _framing_bytes = 0  # of a chunked body since its last content: lines that tell sizes, and trailers
+    _chunks, _content_bytes = 0, 0  # of a body, those that came in one read with others
 
     def __init__(self, settings: Settings, metrics: Metrics, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
@@ -109,6 +111,7 @@ class Connection(HttpToolsProtocol):
             data = data.lstrip(b"\r\n")
         if self.transport.is_closing() or not data:
             return
+        self._chunks -= 1
         if self._head_complete:
             self._framing_bytes += len(data)
         else:
@@ -129,8 +132,15 @@ class Connection(HttpToolsProtocol):
             super().data_received(held_back)
         if not self._head_complete and self._head_bytes > _HEAD_BYTES:
             self._refuse_head()
-        elif self._head_complete and self._framing_bytes > _HEAD_BYTES:
+        elif self._head_complete:
+            self._check_body()
+
+    def _check_body(self) -> None:
+        """Refuse a body that is more framing than content."""
+        if self._framing_bytes > _HEAD_BYTES:
             self._refuse(Problem("malformed_body", f"The body has over {_HEAD_BYTES:,} bytes without any content."))
+        elif self._chunks > _CHUNKS and self._content_bytes < _CHUNK_BYTES * self._chunks:
+            self._refuse(Problem("malformed_body", f"The chunks of the body have under {_CHUNK_BYTES} bytes on average."))
 
     def eof_received(self) -> None:
         """The client sends no more. Half a request is told so, since it may still read."""
@@ -154,6 +164,8 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes = 0
+        self._chunks += 1
+        self._content_bytes += len(body)
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
@@ -171,7 +183,7 @@ class Connection(HttpToolsProtocol):
         # Where the client waits for a 100 to send it, nothing is on its way. What is read with an offer, behind it, is lost.
         self._closes = b"upgrade" in names or not (self.cycle.keep_alive or self.expect_100_continue)
         self.cycle.keep_alive |= self._closes
-        self._head_complete, self._framing_bytes = True, 0
+        self._head_complete, self._framing_bytes, self._chunks, self._content_bytes = True, 0, 0, 0
         self._expect(None)
 
     def on_message_complete(self) -> None:

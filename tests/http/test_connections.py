@@ -181,6 +181,18 @@ def test_what_goes_on_after_its_answer_is_answered_once_and_closed(strict):
     assert b" 415 " in answer[:20]
 
 
+def test_a_body_in_very_many_chunks_is_refused(patient, t_pose):
+    head = f"POST /v1/pose?boxes={BOX} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nConnection: close\r\n"
+    for size, status in ((64, b" 200 "), (16, b" 400 ")):
+        pieces = [t_pose[start : start + size] for start in range(0, len(t_pose), size)]
+        body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+        with connect(patient.port) as sock:
+            sock.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + body + b"0\r\n\r\n")
+            answer = read_to_end(sock)
+        assert status in answer[:20]
+    assert b"under 64 bytes on average" in answer
+
+
 def test_a_chunked_body_with_short_trailers_is_read(patient, t_pose):
     head = f"POST /v1/pose?boxes={BOX} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nConnection: close\r\n"
     chunk = b"%x\r\n%s\r\n" % (len(t_pose), t_pose)

@@ -1,5 +1,6 @@
 """Bad input gives the answer of the table of problems, and nothing else."""
 
+import asyncio
 import base64
 import io
 import json
@@ -11,7 +12,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from app.api.problems import PROBLEMS
+from app.api.bodies import _of_few_parts
+from app.api.problems import PROBLEMS, Problem
 
 BOX = "295,15,545,595"
 BOXES = [[295, 15, 545, 595]]
@@ -473,6 +475,24 @@ BOUNDARY = "multipart/form-data; boundary=x"
 PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
 
 
+def test_a_form_of_long_work_is_refused_wherever_it_is_cut():
+    delimiter = b"\r\n--x"
+
+    async def of(body: bytes, size: int) -> bytes:
+        async def stream():
+            for start in range(0, len(body), size):
+                yield body[start : start + size]
+
+        return b"".join([chunk async for chunk in _of_few_parts(stream(), delimiter, 3)])
+
+    for size in (1, 3, 7, 1000):
+        for well in (b"--x" + 3 * delimiter + b"--", b"--x" + b" " * 100 + b"\r\n\n--x" + b" " * 200):
+            assert asyncio.run(of(well, size)) == well
+        for ill in (b"--x" + 4 * delimiter, b"--x" + b" " * 101, b"abc" + delimiter + b"\t" * 101):
+            with pytest.raises(Problem, match="boundary"):
+                asyncio.run(of(ill, size))
+
+
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
@@ -494,6 +514,9 @@ PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r
         (BOUNDARY, b"--x\r\n" + b"A" * 100_000 + b": b\r\n\r\nabc\r\n--x--\r\n"),
         (BOUNDARY, b"--x\r\n" + b"A: b\r\n" * 10_000 + b"\r\nabc\r\n--x--\r\n"),
         (BOUNDARY, b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nabc\r\n' * 1000 + b"--x--\r\n"),
+        (BOUNDARY, PART + b"\r\n--xy" * 1000 + b"\r\n--x--\r\n"),
+        (BOUNDARY, b"--x" + b" " * 101 + PART[3:] + b"abc\r\n--x--\r\n"),
+        (BOUNDARY, PART + b"abc\r\n--x" + b"\t" * 100_000 + b"--\r\n"),
     ],
 )
 def test_a_broken_form_is_a_malformed_body(client, kind, content):
