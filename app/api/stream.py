@@ -164,6 +164,7 @@ async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
     metrics: Metrics = socket.app.state.metrics
     follower = Follower(pipeline)
     model = pipeline.find(options.model).description
+    unready = False  # so that a service that is so for long fills no log
     before = -1  # the number of the last frame that was answered
     while True:
         data, number, came = await newest.take()
@@ -173,13 +174,16 @@ async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
             problem = problem_of(error)
             if problem.code == "internal_error":
                 log.exception("a frame failed", extra={"request_id": socket.state.request_id})
+            elif problem.status == 503 and not unready:
+                log.warning("frames fail: %s", problem.detail, extra={"request_id": socket.state.request_id})
+            unready = problem.status == 503
             let_go(error)
             content = orjson.dumps(
                 content_of(problem, socket.state.request_id) | {"image_id": number, "skipped": number - before - 1}
             )
             metrics.stream_frames.labels("failed" if problem.status in (500, 503) else "refused").inc()
         else:
-            total = time.perf_counter() - came
+            unready, total = False, time.perf_counter() - came
             content = coco_frame(number, number - before - 1, followed, model, threshold_of(options, model), total)
             metrics.stream_frames.labels("answered").inc()
             metrics.stream_frame_seconds.observe(total)
