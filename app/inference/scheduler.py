@@ -88,8 +88,8 @@ class Ticket:
     room: "Room | None" = None  # that its crops hold
     next: int = 0  # the first crop that no batch has taken
     left: int = 0  # crops without a result
-    queue_seconds: float = 0.0  # until the first crop was taken
-    infer_seconds: float = 0.0  # summed over the batches that held crops of this ticket
+    queue_seconds: float = 0.0  # until the last crop was taken
+    infer_seconds: float = 0.0  # its crops' share of the batches that held them
     keypoint_seconds: float = 0.0
 
     @property
@@ -257,8 +257,7 @@ class Scheduler:
             if ticket.network is not network:
                 others.append(ticket)
                 continue
-            if ticket.next == 0:
-                ticket.queue_seconds = now - ticket.enqueued
+            ticket.queue_seconds = now - ticket.enqueued
             self._metrics.queue_wait.observe(now - ticket.enqueued)
             members.append((ticket, ticket.next))
             ticket.next += 1
@@ -306,10 +305,9 @@ class Scheduler:
         counter.labels(network.name).inc(len(members))
         self._metrics.batch_crops.labels(network.name).observe(len(members))
         self._metrics.network_seconds.labels(network.name).inc(took)
-        for ticket in {id(ticket): ticket for ticket, _ in members}.values():
-            ticket.infer_seconds += result.infer_seconds
-            ticket.keypoint_seconds += result.keypoint_seconds
         for (ticket, index), values in zip(members, result.values, strict=True):
+            ticket.infer_seconds += result.infer_seconds / len(members)
+            ticket.keypoint_seconds += result.keypoint_seconds / len(members)
             ticket.results[index] = values
             ticket.left -= 1
             if ticket.room is not None:

@@ -108,6 +108,23 @@ def test_a_ticket_tells_how_long_it_waited_and_the_seconds_of_all_its_batches():
     assert value(drive(work), "pose_queue_wait_seconds_sum") > 0.7  # of 8 crops
 
 
+def test_a_request_waits_until_its_last_crop_is_taken_and_has_its_share_of_a_batch():
+    async def work(s: Scheduler) -> None:
+        gate = Gate()
+        many = asyncio.create_task(s.run(gate.network, crops(*range(5)), soon()))
+        await until(lambda: len(gate.batches) == 1)
+        one = asyncio.create_task(s.run(gate.network, crops(9), soon()))
+        await until(lambda: s.waiting == 2)
+        await asyncio.sleep(0.1)
+        gate.opened.set()
+        first, second = await asyncio.gather(many, one)
+        assert gate.batches == [[0, 1, 2, 3], [4, 9]]
+        assert first.queue_seconds > 0.09
+        assert (first.infer_seconds, second.infer_seconds) == pytest.approx((0.0015, 0.0005))
+
+    drive(work)
+
+
 def test_a_request_without_crops_is_answered_at_once():
     async def work(s: Scheduler) -> None:
         assert (await s.run(Network("n", doubled), crops(), soon())).results == []
