@@ -5,6 +5,7 @@ OpenCV decodes and turns pictures upright. It is silent about files that end ear
 
 import contextlib
 import math
+import os
 import re
 import struct
 import zlib
@@ -17,10 +18,14 @@ import numpy.typing as npt
 
 UInt8 = npt.NDArray[np.uint8]
 
+# Of a JPEG within a TIFF, which has one for each component at most; libtiff itself takes 100.
+os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", "5")
+
 FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 _MAX_SIDE = 32_766  # OpenCV warps no larger picture
 _JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders write about ten …
-_JPEG_SCANNED_PIXELS = 10**9  # … and of all scans together; half a second
+_JPEG_SCANNED_PIXELS = 10**9  # … and of all scans together; a second
+_JPEG_ARITHMETIC = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)  # a scan takes three times as long; browsers show none
 _JPEG_SEGMENTS = 5_000  # may be empty, and are looked at one by one; a large colour profile or XMP is some hundred
 _EXIF_BYTES = (
     65_535  # what a segment of a JPEG holds. Each entry of a block may name the same text, which is copied each time
@@ -150,6 +155,8 @@ def _measure_jpeg(data: bytes) -> Header:
         if segments > _JPEG_SEGMENTS:
             raise InvalidImage(f"is a JPEG file of more than {_JPEG_SEGMENTS:,} segments")
         (length,) = struct.unpack_from(">H", data, position)
+        if marker in _JPEG_ARITHMETIC:
+            raise InvalidImage("is a JPEG file with arithmetic coding, which is not read")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, position + 3)
             if size is not None:
@@ -160,12 +167,16 @@ def _measure_jpeg(data: bytes) -> Header:
         if exifs > _JPEG_EXIFS:
             raise InvalidImage(f"is a JPEG file of more than {_JPEG_EXIFS} blocks of EXIF")
         scans += marker == 0xDA
-        if scans > _JPEG_SCANS:
-            raise InvalidImage(f"is a JPEG file of more than {_JPEG_SCANS} scans")
-        if size is not None and scans * size[0] * size[1] > _JPEG_SCANNED_PIXELS and scans > 1:
-            raise InvalidImage(f"is a JPEG file whose scans have more than {_JPEG_SCANNED_PIXELS:,} pixels together")
+        _check_scans(scans, size)
         position += length
     raise InvalidImage("is a JPEG file that ends early")
+
+
+def _check_scans(scans: int, size: tuple[int, int] | None) -> None:
+    if scans > _JPEG_SCANS:
+        raise InvalidImage(f"is a JPEG file of more than {_JPEG_SCANS} scans")
+    if scans > 1 and size is not None and scans * size[0] * size[1] > _JPEG_SCANNED_PIXELS:
+        raise InvalidImage(f"is a JPEG file whose scans have more than {_JPEG_SCANNED_PIXELS:,} pixels together")
 
 
 def _measure_png(data: bytes) -> Header:

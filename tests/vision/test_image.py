@@ -320,6 +320,28 @@ def test_a_jpeg_whose_scans_are_large_together_is_refused():
         image.read_header(data[:-2] + (21 - data.count(b"\xff\xda")) * last + b"\xff\xd9")
 
 
+def test_a_jpeg_in_arithmetic_coding_is_refused():
+    data = bytearray(file(PICTURE, "JPEG"))
+    data[data.index(b"\xff\xc0") + 1] = 0xC9
+    with pytest.raises(InvalidImage, match="arithmetic coding"):
+        image.read_header(bytes(data))
+
+
+@pytest.mark.parametrize("scans", [1, 50])
+def test_a_jpeg_within_a_tiff_has_few_scans(scans):
+    grey = Image.new("L", (64, 48), 90)
+    inner = file(grey, "JPEG", progressive=scans > 1)
+    last = inner[inner.rindex(b"\xff\xda") : -2]
+    inner = inner[:-2] + (scans - 1) * last + b"\xff\xd9"
+    size = {256: (4, 1, 64), 257: (4, 1, 48), 258: (3, 1, 8), 259: (3, 1, 7), 262: (3, 1, 1), 277: (3, 1, 1)}
+    data = tiff_of(size | {273: (4, 1, 8), 278: (4, 1, 48), 279: (4, 1, len(inner))}, inner + b"\0" * (len(inner) % 2))
+    if scans == 1:
+        assert image.decode(data, MOST).shape == (48, 64, 3)
+    else:
+        with pytest.raises(InvalidImage, match="damaged"):
+            image.decode(data, MOST)
+
+
 def exif(entries: int, size: int) -> bytes:
     """A block whose entries all name the same text."""
     head = b"II*\0" + struct.pack("<IH", 8, entries) + struct.pack("<HHII", 0x010E, 2, size - 8, 8) * entries
