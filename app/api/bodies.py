@@ -30,6 +30,7 @@ _STREAM_OPTIONS = tuple(name for name in Options.model_fields if name != "format
 _FORM_FIELDS = 32  # beside a field for each box
 _BLANKS = re.compile(rb"[ \t]{101}")  # behind a boundary, where a parser passes over them one by one
 _FIELD_BYTES = 2**20  # of a form's field: 1,600 boxes of long numbers are a tenth of it
+_FIELD_TOKENS = 50_000  # of boxes in a form's field or a query; 1,600 are 8,000
 _JSON_TOKENS = 200_000  # brackets and commas; 1,600 boxes are 8,000, and a small body of more makes objects without number
 _NAME_BYTES = 255  # of a file, in the file systems that people have
 _TOLD_ERRORS, _TOLD_CHARACTERS = 20, 80  # of what a client made up: an answer stays small
@@ -255,6 +256,8 @@ def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRe
 
 def _json_picture(number: int, picture: JsonImage, settings: Settings) -> PictureIn:
     text = picture.data
+    if not text.isascii():  # any copy of it might take four times the bytes of the body
+        raise at("invalid_image", ("images", number, "data"), "is not valid base64")
     if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
         if not head.lower().endswith(";base64"):
@@ -271,6 +274,7 @@ def _boxes_of_one(text: str | None, loc: Location, settings: Settings) -> npt.ND
     """Boxes written as x,y,w,h;x,y,w,h or as a JSON list."""
     if text is None:
         return None
+    _check_length(text, loc, settings)
     if text.lstrip().startswith("["):
         return _checked_boxes(_parsed_json(text, loc), loc, settings)
     boxes = [part for part in text.split(";") if part.strip()]
@@ -284,6 +288,7 @@ def _boxes_of_several(
     """Boxes beside a form: for one picture as in a query; for several a JSON list with a list (or null) for each."""
     if text is None:
         return [None] * count
+    _check_length(text, loc, settings)
     if count == 1 and not text.lstrip().startswith("["):
         return [_boxes_of_one(text, loc, settings)]
     if count > 1 and not text.lstrip().startswith("["):
@@ -301,7 +306,7 @@ def _boxes_of_several(
 def _check_is_no_name(data: bytes, number: int) -> None:
     """Refuse a text where a picture should be: what curl sends where the @ before a file's name is missing."""
     if 0 < len(data) <= _NAME_BYTES and data.isascii() and (text := data.decode()).isprintable():
-        told = f"is the text {text[:_TOLD_CHARACTERS]!r} and no picture; curl sends a file where @ stands before its name"
+        told = f"is the text {text[:_TOLD_CHARACTERS]!r} and no picture (with curl, @ goes before a file's name)"
         raise at("invalid_image", ("images", number), told)
 
 
@@ -388,7 +393,8 @@ def _told(found: ErrorDetails, *where: str) -> FieldError:
     loc = (*where, *found["loc"])
     if found["type"] == "missing":
         return FieldError(loc, "is missing")
-    value = orjson.dumps(found["input"], default=str).decode() if isinstance(found["input"], str | float | int) else ""
+    given = found["input"][:_TOLD_CHARACTERS] if isinstance(found["input"], str) else found["input"]
+    value = orjson.dumps(given, default=str).decode() if isinstance(given, str | float | int) else ""
     wish = _WISHES.get(found["type"], "of another form").format(**found.get("ctx", {}))
     return FieldError(loc, f"must be {wish}" + (f"; it is {value[:_TOLD_CHARACTERS]}" if value else ""))
 
@@ -414,6 +420,13 @@ def _check_count(count: int, settings: Settings) -> None:
 
 def _too_many_images(count: str, settings: Settings) -> Problem:
     return Problem("too_many_images", f"The request holds {count} pictures; at most {settings.max_images} are taken.")
+
+
+def _check_length(text: str, loc: Location, settings: Settings) -> None:
+    """Refuse a text of more numbers than boxes can have before it is made into objects, in the event loop."""
+    most = max(_FIELD_TOKENS, 6 * settings.max_images * settings.max_boxes)  # five and one to spare for each
+    if text.count(",") + text.count(";") + text.count("[") > most:
+        raise at("too_many_boxes", loc, f"holds over {most:,} commas, semicolons and brackets")
 
 
 def _check_box_count(count: int, loc: Location, settings: Settings) -> None:

@@ -464,6 +464,19 @@ def test_invalid_base64_is_an_invalid_image(client, small, data):
     assert_problem(post_json(client, {"images": [image(small, data=data)]}), 422, "invalid_image", "images.0.data")
 
 
+def test_base64_beyond_ascii_is_refused_before_it_is_copied(client):
+    data = "A" * 4_000_000 + "\U0001f600"
+    assert_problem(post_json(client, {"images": [{"data": data}]}), 422, "invalid_image", "images.0.data", "base64")
+    told = assert_problem(post_json(client, {"images": [], "model": data}), 422, "invalid_option", "model")
+    assert len(told["detail"]) < 300
+
+
+@pytest.mark.parametrize("text", ["[],", "1,", ";"])
+def test_endless_boxes_are_refused_before_they_are_made(client, small, text):
+    form = {"image": ("a.png", small), "boxes": (None, text * 60_000)}
+    assert_problem(client.post("/v1/pose", files=form), 413, "too_many_boxes", "form.boxes", "50,000")
+
+
 def test_empty_base64_is_an_invalid_image(client, small):
     for data in ("", "data:image/png;base64,"):
         assert_problem(post_json(client, {"images": [image(small, data=data)]}), 422, "invalid_image", "images.0", "empty")
