@@ -294,6 +294,13 @@ def _pose_of(response: httpx.Response) -> Pose:
         data = response.json()
         (image,), (category,), people = data["images"], data["categories"], data["annotations"]
         joints = len(category["keypoints"])
+        skeleton = tuple((first, second) for first, second in category["skeleton"])
+        info = data["info"]
+        names = (*category["keypoints"], info["model"], info["model_version"])
+        if not all(isinstance(name, str) for name in names) or not all(
+            isinstance(end, int) and 0 < end <= joints for pair in skeleton for end in pair
+        ):
+            raise ValueError("names that are none, or a skeleton of other joints")
 
         def column(name: str, *shape: int) -> Float64:
             return np.array([person[name] for person in people], np.float64).reshape(len(people), *shape)
@@ -301,6 +308,8 @@ def _pose_of(response: httpx.Response) -> Pose:
         keypoints = column("keypoints", joints, 3)
         visible = keypoints[..., 2] > 0
         keypoints[..., 2] = column("keypoint_scores", joints)
+        if not np.isfinite(keypoints).all():
+            raise ValueError("places that are nowhere")
         calibrated = not any(person["keypoint_errors"] is None for person in people)
         return Pose(
             width=int(image["width"]),
@@ -312,7 +321,7 @@ def _pose_of(response: httpx.Response) -> Pose:
             visible=visible,
             errors=column("keypoint_errors", joints) if calibrated else None,
             names=tuple(category["keypoints"]),
-            skeleton=tuple((first, second) for first, second in category["skeleton"]),
+            skeleton=skeleton,
             coco=data,
         )
     except _STRANGE as error:

@@ -211,7 +211,10 @@ async def _answer(photo: Photo, task: Task, client: AsyncPoseClient) -> bytes:
         raise PhotoFault(getattr(error, "strerror", None) or str(error)) from error
     if task.draw is not None:
         await asyncio.to_thread(_write_drawn, _drawn_file(photo, task.draw), drawn)
-    return orjson.dumps({"photo": identity, "coco": pose.coco}) + b"\n"
+    try:
+        return orjson.dumps({"photo": identity, "coco": pose.coco}) + b"\n"
+    except TypeError as error:  # numbers or texts that JSON may hold and orjson does not write
+        raise NoAnswer(f"{task.run.get('server')} is no pose service: it answers with something else") from error
 
 
 async def _asked(photo: Photo, data: bytes, task: Task, client: AsyncPoseClient) -> Pose:

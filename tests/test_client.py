@@ -1,6 +1,7 @@
 """The client: what it gives of a real service's answers, what it asks again, and what it raises."""
 
 import asyncio
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -206,7 +207,8 @@ def test_the_wait_that_is_named_is_waited(named, least):
 
 # a score that is no double
 HUGE = (
-    b'{"images": [{"width": 9, "height": 9}], "categories": [{"keypoints": []}], "annotations": '
+    b'{"info": {"model": "m", "model_version": "1"}, "images": [{"width": 9, "height": 9}], "categories": '
+    b'[{"keypoints": [], "skeleton": []}], "annotations": '
     b'[{"keypoints": [], "keypoint_scores": [], "keypoint_errors": [], "bbox": [1, 1, 2, 2], "bbox_score": 1, "score": 1'
     + b"0" * 400
     + b"}]}"
@@ -223,6 +225,26 @@ def test_an_answer_of_another_service(content):
             client.estimate(NOBODY)
         with pytest.raises(NoAnswer, match="http://localhost:8000 is no pose service"):
             client.models()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda answer: answer.pop("info"),
+        lambda answer: answer.update(info=None),
+        lambda answer: answer["info"].update(model=7),
+        lambda answer: answer["categories"][0]["skeleton"].append([1, 18]),
+        lambda answer: answer["categories"][0]["skeleton"].append([1.5, 2]),
+        lambda answer: answer["categories"][0].update(keypoints=list(range(17))),
+        lambda answer: answer["annotations"][0]["keypoints"].__setitem__(0, float("nan")),
+    ],
+)
+def test_an_answer_that_nobody_could_draw(pose_client, t_pose, spoil):
+    answer = pose_client.estimate(t_pose, max_people=1).coco
+    spoil(answer)
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=json.dumps(answer)))
+    with PoseClient(transport=transport) as client, pytest.raises(NoAnswer, match="is no pose service"):
+        client.estimate(t_pose)
 
 
 @pytest.mark.parametrize(
