@@ -33,7 +33,9 @@ async function show(file) {
   if (photo !== file) return; // another came meanwhile
   if (!bytes) {
     photo = null;
+    for (const id of ["undo", "search"]) offer(id, false);
     draw();
+    if (!part("stage").classList.contains("filled")) part("invitation").hidden = false;
     return fail(`${file.name} cannot be read.`);
   }
   photo = file = new File([bytes], file.name, { type: file.type });
@@ -78,6 +80,7 @@ async function byService(file) {
 async function film() {
   stopCamera?.();
   running?.abort();
+  const before = { photo, upright, boxes, earlier, answer }; // which comes back where there is no camera
   [photo, upright, boxes, earlier, answer, corner, dragged] = [null, null, [], [], null, null, null];
   for (const id of ["retry", "undo", "search"]) offer(id, false);
   part("answer").hidden = true;
@@ -92,6 +95,7 @@ async function film() {
   const camera = new AbortController();
   const off = () => {
     stopCamera = null;
+    part("rate").textContent = "";
     part("film").textContent = "Use the camera";
   };
   stopCamera = () => {
@@ -99,7 +103,7 @@ async function film() {
     camera.abort();
   };
   part("film").textContent = "Stop the camera";
-  let told = performance.now(), frames = 0;
+  let told = performance.now(), frames = 0, counted = null;
   const seen = (frame, content) => {
     if (!content.annotations) return tell(problemOf(content, content.status), true);
     upright = { picture: frame, width: frame.width, height: frame.height };
@@ -109,8 +113,9 @@ async function film() {
     const seconds = (performance.now() - told) / 1000;
     if (seconds < 1) return;
     const people = content.annotations.length;
-    tell(`${people === 1 ? "1 person" : `${people} people`}, ${(frames / seconds).toFixed(0)} frames a second, `
-      + `${content.timing.total.toFixed(0)} ms for this one in the service.`);
+    if (people !== counted) tell(`${people === 1 ? "1 person" : `${people} people`}.`); // what is told is read out
+    counted = people;
+    part("rate").textContent = `${(frames / seconds).toFixed(0)} frames a second, ${content.timing.total.toFixed(0)} ms for this one in the service.`;
     [told, frames] = [performance.now(), 0];
   };
   const ended = async (words) => {
@@ -127,7 +132,14 @@ async function film() {
   } catch (error) {
     if (camera.signal.aborted) return;
     off();
-    fail(`There is no camera: ${error.message.replace(/\.$/, "")}.`);
+    ({ photo, upright, boxes, earlier, answer } = before);
+    part("answer").hidden = !answer;
+    for (const id of ["undo", "search"]) offer(id, boxes.length > 0);
+    part("invitation").hidden = Boolean(photo);
+    part("stage").classList.toggle("filled", Boolean(photo));
+    canvas.ariaLabel = "The photo";
+    draw();
+    tell(`There is no camera: ${error.message.replace(/\.$/, "")}.`, true);
   }
 }
 
@@ -164,6 +176,11 @@ async function send() {
     if (request.signal.aborted) return;
     part("keys").hidden = response.status !== 401 && !part("key").value;
     if (response.ok && content?.annotations) {
+      if (!upright) { // the service may have been too busy, or have wanted a key
+        const seen = await byService(photo);
+        if (request.signal.aborted) return;
+        upright = seen;
+      }
       answer = content;
       report(content, response.headers.get("Server-Timing") ?? "", took, asked, headers["Content-Type"]);
     } else {
@@ -183,7 +200,7 @@ const noAnswer = (error) => `No answer from the service: ${error.message.replace
 function problemOf(content, status) {
   if (!content?.title) return `Status ${status}, with an answer that is not this service's.`;
   const detail = (content.detail ?? "").replace(/^images\.0\.boxes\.(\d+)/, (_, number) => `Box ${Number(number) + 1}`)
-    .replace(/^images\.0/, "The photo");
+    .replace(/^images\.0/, "The photo").replace(" (with curl, @ goes before a file's name)", "");
   const named = status >= 500 && content.request_id ? ` (Request ${content.request_id}.)` : ""; // as the log has it
   return `${content.title}. ${detail}${named}`;
 }
@@ -367,6 +384,11 @@ canvas.addEventListener("pointerup", (event) => {
   }
   corner = dragged = null;
   draw();
+});
+canvas.addEventListener("click", (event) => {
+  if (event.pointerType === "mouse" || !answer) return;
+  describe(placeOf(event)); // fingers and pens see no title
+  if (canvas.title.includes(":")) tell(`${canvas.title}.`);
 });
 canvas.addEventListener("pointercancel", () => {
   corner = dragged = null;
