@@ -134,7 +134,7 @@ def dashboard(uid: str, title: str, panels: list[Panel], **more: str) -> Panel:
             "list": [
                 {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Prometheus"},
                 variable("instance", 'label_values(up{job="pose"}, instance)'),
-                variable("model", "label_values(pose_crops_total, model)"),
+                variable("model", "label_values(pose_batch_crops_count, model)"),
                 *(variable(name, of) for name, of in more.items()),
             ]
         },
@@ -285,7 +285,7 @@ SERVICE = [
         graph(
             "Dropped crops",
             "pose_dropped_crops_total. disconnect: clients left before their answer; deadline: it passed.",
-            "short",
+            "cps",
             query(f"sum by (reason) (rate(pose_dropped_crops_total{{{ONE}}}[{RATE}]))", "{{reason}}"),
             stack=True,
         ),
@@ -305,7 +305,7 @@ SERVICE = [
             "Frames of streams",
             "pose_stream_frames_total. skipped: a newer frame came before its turn, for clients that send too fast; "
             "refused: broken pictures, deadlines, or no room; failed: the service's fault, see its log.",
-            "short",
+            "cps",
             query(f"sum by (outcome) (rate(pose_stream_frames_total{{{ONE}}}[{RATE}]))", "{{outcome}}"),
             stack=True,
         ),
@@ -406,14 +406,15 @@ MACHINE = [
     [
         heat_map(
             "Batch sizes",
-            "pose_batch_crops. Batches grow with the queue, up to POSE_MAX_BATCH_CROPS.",
+            "pose_batch_crops, of the detector too unless a model is chosen. Batches grow with the queue, up to "
+            "POSE_MAX_BATCH_CROPS.",
             "short",
             f"sum by (le) (increase(pose_batch_crops_bucket{{{MODEL}}}[{RATE}]))",
         ),
         graph(
             "Pictures searched",
             "pose_searched_images_total: pictures without boxes, which the detector searches.",
-            "short",
+            "cps",
             query(f"sum by (model) (rate(pose_searched_images_total{{{ONE}}}[{RATE}]))", "{{model}}"),
         ),
         panel(
