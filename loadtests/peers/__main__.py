@@ -10,6 +10,7 @@ is who runs what when. They are measured in turns, one at a time. PyTorch needs 
 import argparse
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -39,7 +40,12 @@ def started(peer: str, port: int, photo: Photo) -> subprocess.Popen[bytes]:
     command = ["-m", *(str(part).format(port=port) for part in PEERS[peer][1:])]
     environment = os.environ | {"POSE_PORT": str(port), "POSE_LOG_LEVEL": "ERROR"}
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
@@ -78,7 +84,7 @@ def main() -> None:
                 rates.setdefault((peer, count), []).append(requests / seconds)
                 row = f"{requests} | {p50:.1f} | {p95:.1f} | {p99:.1f} | {requests / seconds:.1f}"
                 print(f"| {number} | {PEERS[peer][0]} | {count} | {row} |", flush=True)
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # LitServe's workers would outlive it
             process.wait()
     first = arguments.peers[0]
     for (peer, count), values in rates.items():
