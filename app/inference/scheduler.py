@@ -88,7 +88,7 @@ class Ticket:
     room: "Room | None" = None  # that its crops hold
     next: int = 0  # the first crop that no batch has taken
     left: int = 0  # crops without a result
-    queue_seconds: float = 0.0  # until the last crop was taken
+    queue_seconds: float = 0.0  # until the last crop was taken, but for the lanes' time of its own before
     infer_seconds: float = 0.0  # its crops' share of the batches that held them
     keypoint_seconds: float = 0.0
 
@@ -257,7 +257,8 @@ class Scheduler:
             if ticket.network is not network:
                 others.append(ticket)
                 continue
-            ticket.queue_seconds = now - ticket.enqueued
+            own = (ticket.infer_seconds + ticket.keypoint_seconds) / len(self._lanes)
+            ticket.queue_seconds = max(0.0, now - ticket.enqueued - own)
             self._metrics.queue_wait.observe(now - ticket.enqueued)
             members.append((ticket, ticket.next))
             ticket.next += 1

@@ -125,6 +125,19 @@ def test_a_request_waits_until_its_last_crop_is_taken_and_has_its_share_of_a_bat
     drive(work)
 
 
+def test_a_request_does_not_wait_for_itself():
+    def slow(batch: np.ndarray) -> BatchResult:
+        time.sleep(0.05)
+        return BatchResult(batch[:, 0, 0, :1].astype(np.float32), 0.05, 0.0)
+
+    async def work(s: Scheduler) -> None:
+        ticket = await s.run(Network("slow", slow), crops(*range(20)), soon())
+        assert ticket.infer_seconds == pytest.approx(0.25)
+        assert ticket.queue_seconds < 0.15  # where its last crop was taken after 0.2 s
+
+    drive(work)
+
+
 def test_a_request_without_crops_is_answered_at_once():
     async def work(s: Scheduler) -> None:
         assert (await s.run(Network("n", doubled), crops(), soon())).results == []
