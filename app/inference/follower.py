@@ -3,6 +3,7 @@
 Between, the joints of a frame tell where to look in the next.
 """
 
+from collections import deque
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +28,7 @@ _LEAST_SCORE, _SURE_SCORE = 0.25, 0.5
 _FADED = 0.6  # of the score at the last search that found somebody
 _AS_BEFORE = 0.8  # of the same: enough for somebody whom a search does not find …
 _MISSES, _MOST_MISSES = 3, 10  # … so many times in a row; then a sure score is, and then nothing
+_GAPS = 4  # between frames, whose mean is taken: as many as come at once where a network holds them up
 _AHEAD_SECONDS = 1.0  # for which people are taken to move on as they did
 
 
@@ -71,7 +73,8 @@ class Follower:
         self._tracks: list[_Track] = []  # those who were in the last frame, and those who were lost a moment ago
         self._size = (0, 0)  # of the last frame
         self._time = -np.inf  # of the last frame
-        self._interval = 0.0  # from frame to frame, as a running mean: arrivals are uneven where the video is not
+        self._gaps = deque[float](maxlen=_GAPS)
+        self._interval = 0.0  # from frame to frame, their mean: arrivals are uneven where the video is not
         self._searched = -np.inf
         self._next_search = -np.inf
         self._next_id = 1
@@ -191,11 +194,11 @@ class Follower:
         motion = tracking.at_rest(people.keypoints[..., :2])
         passed = time - self._time
         if not 0 < passed <= _SEARCH_SECONDS:
-            self._interval = 0.0
+            self._gaps.clear()
             return motion
-        mean = self._interval or max(passed, 1 / 30)  # the first two may come as a pair
-        # Rising the quicker: speeds that are of too short a time lead too far.
-        self._interval = mean + (0.3 if passed > mean else 0.1) * (min(passed, 4 * mean) - mean)
+        # The first two may come as a pair, and one that is late tells little.
+        self._gaps.append(min(passed, 4 * self._interval) if self._gaps else max(passed, 1 / 30))
+        self._interval = sum(self._gaps) / len(self._gaps)
         before = {track.id: track for track in self._tracks if track.seen == self._time}
         for row, id_ in enumerate(ids.tolist()):
             if (track := before.get(id_)) is None:
