@@ -18,19 +18,15 @@ import numpy.typing as npt
 
 UInt8 = npt.NDArray[np.uint8]
 
-# Of a JPEG within a TIFF, which has one for each component at most; libtiff itself takes 100.
+# Scans of a JPEG within a TIFF, which has one for each component at most: those below are taken. libtiff itself takes 99.
 os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", "5")
 
 FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 _MAX_SIDE = 32_766  # OpenCV warps no larger picture
 _JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders write about ten …
-_JPEG_SCANNED_PIXELS = 10**9  # … and of all scans together; a second
+_JPEG_SCANNED = 20  # … so many times the pixels that a picture may have in all scans together: a second of 50 million
 _JPEG_ARITHMETIC = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)  # a scan takes three times as long; browsers show none
 _JPEG_SEGMENTS = 5_000  # may be empty, and are looked at one by one; a large colour profile or XMP is some hundred
-_EXIF_BYTES = (
-    65_535  # what a segment of a JPEG holds. Each entry of a block may name the same text, which is copied each time
-)
-_JPEG_EXIFS = 8  # a file has one
 _PNG_CHUNKS = _WEBP_CHUNKS = 100_000  # the same; encoders that write 8 KB in each fill 32 MiB with 4,000
 # What is handed to the decoder. It would inflate every text and colour profile, 8 KB to 8 MB, and tell of odd chunks in lines
 # of its own on standard error, in which a profile may have any name. For an animation's it would hold several whole pictures.
@@ -39,6 +35,9 @@ _PNG_READ = {b"IDAT"} | _PNG_ONCE
 _TIFF_VALUE_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}  # of each type
 _TIFF_LENGTHS = {3: "u2", 4: "u4", 8: "u2", 9: "u4", 16: "u8", 17: "u8"}  # of a strip or tile: types; a byte tells little
 _TIFF_TILE_PIXELS = 2**20  # of a tile, or its sides in whole multiples of 256: a decoder makes room for whole tiles
+# What a segment of a JPEG holds. Each entry of a block may name the same text, which is copied each time.
+_EXIF_BYTES = 65_535
+_JPEG_EXIFS = 8  # a file has one
 _TIFF_PARTS = 200_000  # strips or tiles; 50 megapixels in tiles of 16 × 16 pixels. Each costs as much as some 30 pixels
 _TIFF_CIELAB = 8  # a strip or tile of it costs as much as thousands of pixels; cameras write none
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
@@ -65,12 +64,13 @@ class ImageTooLarge(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A picture's format, its stored size in pixels (before any turn by EXIF), and whether it may carry EXIF."""
+    """A picture's format, its stored size in pixels (before a turn by EXIF), whether it may carry EXIF, a JPEG's scans."""
 
     format: str
     width: int
     height: int
     exif: bool = True
+    scans: int = 1
 
 
 def read_header(data: bytes) -> Header:
@@ -101,6 +101,10 @@ def decode(data: bytes, max_pixels: int, reduction: int = 1, header: Header | No
         raise ImageTooLarge(
             f"has {header.width} × {header.height} = {header.width * header.height:,} pixels; at most {max_pixels:,} "
             f"pixels and {_MAX_SIDE:,} a side are taken"
+        )
+    if header.scans * header.width * header.height > _JPEG_SCANNED * max_pixels:
+        raise InvalidImage(
+            f"is a JPEG file whose {header.scans} scans have over {_JPEG_SCANNED * max_pixels:,} pixels together"
         )
     if header.format == "PNG":
         _check_png_data(data, header)
@@ -148,7 +152,7 @@ def _measure_jpeg(data: bytes) -> Header:
     while found := _JPEG_MARKER.search(data, position):
         marker, position = data[found.end() - 1], found.end()
         if marker == 0xD9 and size is not None and scans:
-            return Header("JPEG", *size, exif)
+            return Header("JPEG", *size, exif, scans)
         if marker in (0xD8, 0xD9):
             raise InvalidImage("is a JPEG file without a whole picture")
         segments += 1
@@ -167,16 +171,10 @@ def _measure_jpeg(data: bytes) -> Header:
         if exifs > _JPEG_EXIFS:
             raise InvalidImage(f"is a JPEG file of more than {_JPEG_EXIFS} blocks of EXIF")
         scans += marker == 0xDA
-        _check_scans(scans, size)
+        if scans > _JPEG_SCANS:
+            raise InvalidImage(f"is a JPEG file of more than {_JPEG_SCANS} scans")
         position += length
     raise InvalidImage("is a JPEG file that ends early")
-
-
-def _check_scans(scans: int, size: tuple[int, int] | None) -> None:
-    if scans > _JPEG_SCANS:
-        raise InvalidImage(f"is a JPEG file of more than {_JPEG_SCANS} scans")
-    if scans > 1 and size is not None and scans * size[0] * size[1] > _JPEG_SCANNED_PIXELS:
-        raise InvalidImage(f"is a JPEG file whose scans have more than {_JPEG_SCANNED_PIXELS:,} pixels together")
 
 
 def _measure_png(data: bytes) -> Header:
