@@ -29,8 +29,8 @@ def check_ready(pipeline: Pipeline) -> None:
     """Raise Problem while nothing new is to be sent here."""
     if pipeline.draining:
         raise Problem("shutting_down", "The service is about to stop.", retry_after=1)
-    if pipeline.why_not_ready:
-        raise Problem("not_ready", pipeline.why_not_ready, retry_after=1)
+    if why := pipeline.why_not_ready:  # which picture threads change meanwhile
+        raise Problem("not_ready", why, retry_after=1)
 
 
 _FORMS = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}

@@ -34,7 +34,7 @@ Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
-_STALLED_SECONDS = 30.0  # a picture that is worked on for so long is not done any more: the slowest take some
+_STALLED_SECONDS = 30.0  # a picture that is worked on for so long is not done any more: the slowest take some seconds
 _MOST_THREADS = 4  # of a crop that is alone: the networks are small
 _KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB …
 _KEPT_PICTURES = 100  # … while no more crops and pictures than that are in the queue
@@ -223,8 +223,8 @@ class Pipeline:
         Raises ModelNotFound, NoDetector, NotReady, QueueFull, TooManyCrops, Unread, PictureError, TimeoutError, BatchFailed
         and LaneLost.
         """
-        if self.why_not_ready:
-            raise NotReady(self.why_not_ready)
+        if why := self.why_not_ready:  # which picture threads change meanwhile
+            raise NotReady(why)
         model = self.find(task.model)
         if task.drawing:
             self._check_unread()
@@ -420,9 +420,9 @@ class Pipeline:
 
 
 def _room_for(task: PoseTask, found: Mapping[int, _Found]) -> int:
-    """Crops that a task holds room for: its people, one for a picture of nobody or until they are found, and one to draw."""
+    """Crops that a task holds room for: its people, one for a picture of nobody and until they are found, and one to draw."""
     people = sum(1 if boxes is None else max(1, len(boxes)) for n, boxes in enumerate(task.boxes) if n not in found)
-    return max(1, people + sum(len(each.people) for each in found.values())) + (task.drawing is not None)
+    return people + sum(max(1, len(each.people)) for each in found.values()) + (task.drawing is not None)
 
 
 def _found_boxes(found: _Found, width: float, height: float) -> tuple[Float64, npt.NDArray[np.bool_]]:
