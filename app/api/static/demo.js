@@ -103,7 +103,7 @@ async function film() {
     camera.abort();
   };
   part("film").textContent = "Stop the camera";
-  let told = performance.now(), frames = 0, counted = null;
+  let told = performance.now(), frames = 0;
   const seen = (frame, content) => {
     if (!content.annotations) return tell(problemOf(content, content.status), true);
     upright = { picture: frame, width: frame.width, height: frame.height };
@@ -113,8 +113,8 @@ async function film() {
     const seconds = (performance.now() - told) / 1000;
     if (seconds < 1) return;
     const people = content.annotations.length;
-    if (people !== counted) tell(`${people === 1 ? "1 person" : `${people} people`}.`); // what is told is read out
-    counted = people;
+    const words = `${people === 1 ? "1 person" : `${people} people`}.`;
+    if (part("status").textContent !== words) tell(words); // what is told is read out
     part("rate").textContent = `${(frames / seconds).toFixed(0)} frames a second, ${content.timing.total.toFixed(0)} ms for this one in the service.`;
     [told, frames] = [performance.now(), 0];
   };
@@ -132,13 +132,14 @@ async function film() {
   } catch (error) {
     if (camera.signal.aborted) return;
     off();
-    ({ photo, upright, boxes, earlier, answer } = before);
+    if (before.photo) ({ photo, upright, boxes, earlier, answer } = before);
     part("answer").hidden = !answer;
     for (const id of ["undo", "search"]) offer(id, boxes.length > 0);
     part("invitation").hidden = Boolean(photo);
     part("stage").classList.toggle("filled", Boolean(photo));
     canvas.ariaLabel = "The photo";
     draw();
+    offer("retry", Boolean(photo && !answer));
     tell(`There is no camera: ${error.message.replace(/\.$/, "")}.`, true);
   }
 }
