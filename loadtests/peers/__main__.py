@@ -15,6 +15,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -35,8 +37,9 @@ PEERS = {  # what it is, and its module with arguments
 }
 
 
-def started(peer: str, port: int, photo: Photo) -> subprocess.Popen[bytes]:
-    """A peer's process, once it has answered."""
+@contextmanager
+def running(peer: str, port: int, photo: Photo) -> Iterator[None]:
+    """A peer's process from its first answer on, and its end with all of its workers."""
     command = ["-m", *(str(part).format(port=port) for part in PEERS[peer][1:])]
     environment = os.environ | {"POSE_PORT": str(port), "POSE_LOG_LEVEL": "ERROR"}
     process = subprocess.Popen(  # noqa: S603
@@ -47,6 +50,17 @@ def started(peer: str, port: int, photo: Photo) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    try:
+        if not _answers(process, port, photo):
+            raise SystemExit(f"{peer} does not answer; run {' '.join(command)} to see why")
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # LitServe's workers would outlive it
+        process.wait()
+
+
+def _answers(process: subprocess.Popen[bytes], port: int, photo: Photo) -> bool:
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
         try:
@@ -54,9 +68,8 @@ def started(peer: str, port: int, photo: Photo) -> subprocess.Popen[bytes]:
         except (httpx.HTTPError, ValueError):
             time.sleep(0.5)
         else:
-            return process
-    process.kill()
-    raise SystemExit(f"{peer} does not answer; run {' '.join(command)} to see why")
+            return True
+    return False
 
 
 def main() -> None:
@@ -75,17 +88,15 @@ def main() -> None:
         for peer in arguments.peers:
             with socket.create_server((HOST, 0)) as free:
                 port = free.getsockname()[1]
-            process = started(peer, port, photo)
-            for count in arguments.clients:
-                group = Clients(count, 1, form=True)
-                seconds = asyncio.run(measure(f"http://{HOST}:{port}", photo, [group], arguments.requests))
-                requests = len(group.milliseconds)
-                p50, p95, p99 = np.percentile(group.milliseconds, [50, 95, 99])
-                rates.setdefault((peer, count), []).append(requests / seconds)
-                row = f"{requests} | {p50:.1f} | {p95:.1f} | {p99:.1f} | {requests / seconds:.1f}"
-                print(f"| {number} | {PEERS[peer][0]} | {count} | {row} |", flush=True)
-            os.killpg(process.pid, signal.SIGTERM)  # LitServe's workers would outlive it
-            process.wait()
+            with running(peer, port, photo):
+                for count in arguments.clients:
+                    group = Clients(count, 1, form=True)
+                    seconds = asyncio.run(measure(f"http://{HOST}:{port}", photo, [group], arguments.requests))
+                    requests = len(group.milliseconds)
+                    p50, p95, p99 = np.percentile(group.milliseconds, [50, 95, 99])
+                    rates.setdefault((peer, count), []).append(requests / seconds)
+                    row = f"{requests} | {p50:.1f} | {p95:.1f} | {p99:.1f} | {requests / seconds:.1f}"
+                    print(f"| {number} | {PEERS[peer][0]} | {count} | {row} |", flush=True)
     first = arguments.peers[0]
     for (peer, count), values in rates.items():
         if peer != first:
