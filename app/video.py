@@ -68,10 +68,13 @@ class Frames:
 
     @property
     def missing(self) -> int:
-        """How many could not be read. Matroska tells no number: OpenCV makes one of its length and first rate."""
+        """How many could not be read. Matroska tells no number: OpenCV makes one of its length and first rate.
+
+        So a video that ends in a still picture looks like one that breaks off.
+        """
         with self.file.open("rb") as opened:
             matroska = opened.read(4) == b"\x1aE\xdf\xa3"
-        if not matroska:
+        if not (matroska and self.read):
             return self.count - self.read
         return self._damaged + max(0, round(self.count - (self._seconds + self._lasts) * self.rate))
 
