@@ -183,14 +183,14 @@ def test_what_goes_on_after_its_answer_is_answered_once_and_closed(strict):
 
 def test_a_body_in_very_many_chunks_is_refused(patient, t_pose):
     head = f"POST /v1/pose?boxes={BOX} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nConnection: close\r\n"
-    for size, status in ((64, b" 200 "), (16, b" 400 ")):
-        pieces = [t_pose[start : start + size] for start in range(0, len(t_pose), size)]
-        body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
-        with connect(patient.port) as sock:
-            sock.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + body + b"0\r\n\r\n")
-            answer = read_to_end(sock)
-        assert status in answer[:20]
-    assert b"under 64 bytes on average" in answer
+    head += "Transfer-Encoding: chunked\r\n\r\n"
+    pieces = [t_pose[start : start + 64] for start in range(0, len(t_pose), 64)]
+    with connect(patient.port) as sock:
+        sock.sendall(head.encode() + b"".join(b"%x\r\n%s\r\n" % (len(each), each) for each in pieces) + b"0\r\n\r\n")
+        assert b" 200 " in read_to_end(sock)[:20]
+    with connect(patient.port) as sock:
+        sock.sendall(head.encode() + 4200 * b"1\r\nx\r\n")
+        assert b"under 64 bytes on average" in read_to_end(sock)
 
 
 def test_a_chunked_body_with_short_trailers_is_read(patient, t_pose):
