@@ -128,7 +128,7 @@ def test_a_request_waits_until_its_last_crop_is_taken_and_has_its_share_of_a_bat
 def test_a_request_does_not_wait_for_itself():
     def slow(batch: np.ndarray) -> BatchResult:
         time.sleep(0.05)
-        return BatchResult(batch[:, 0, 0, :1].astype(np.float32), 0.05, 0.0)
+        return BatchResult(batch.astype(np.float32), 0.05, 0.0)
 
     async def work(s: Scheduler) -> None:
         ticket = await s.run(Network("slow", slow), crops(*range(20)), soon())
