@@ -49,7 +49,7 @@ def told(value: float, unit: str) -> str:
     if unit == "bytes":
         return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
     text = f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
-    return text + "/s" if unit == "reqps" else text
+    return text + "/s" if unit in ("reqps", "cps") else text
 
 
 def colour(value: float, panel: Panel) -> str:
