@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import binascii
-import math
 import re
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from app.api.boxes import boxes_of_one, boxes_of_several, checked_boxes
 from app.api.problems import FieldError, Location, Problem, at
 from app.api.schemas import JsonBody, JsonImage, Options
 from app.settings import Settings
@@ -30,7 +30,6 @@ _STREAM_OPTIONS = tuple(name for name in Options.model_fields if name != "format
 _FORM_FIELDS = 32  # beside a field for each box
 _BLANKS = re.compile(rb"[ \t]{101}")  # behind a boundary, where a parser passes over them one by one
 _FIELD_BYTES = 2**20  # of a form's field: 1,600 boxes of long numbers are a tenth of it
-_FIELD_TOKENS = 50_000  # of boxes in a form's field or a query; 1,600 are 8,000
 _JSON_TOKENS = 200_000  # brackets and commas; 1,600 boxes are 8,000, and a small body of more makes objects without number
 _NAME_BYTES = 255  # of a file, in the file systems that people have
 _TOLD_ERRORS, _TOLD_CHARACTERS = 20, 80  # of what a client made up: an answer stays small
@@ -89,7 +88,7 @@ async def read_pose_request(request: Request, settings: Settings) -> PoseRequest
     elif kind in PICTURE_TYPES:
         data = await request.body()
         _check_is_no_name(data, 0)
-        boxes = _boxes_of_one(query.pop("boxes", None), ("query", "boxes"), settings)
+        boxes = boxes_of_one(query.pop("boxes", None), ("query", "boxes"), settings)
         asked = PoseRequest([PictureIn(0, None, data, boxes)], _options(query, "query", settings))
     else:
         raise Problem(
@@ -128,7 +127,7 @@ async def _from_form(request: Request, query: dict[str, str], settings: Settings
         if repeated:
             raise at("invalid_option", ("form", min(repeated)), "is given in the query as well")
         where, holder = ("query", query) if "boxes" in query else ("form", in_form)
-        boxes = _boxes_of_several(holder.pop("boxes", None), (where, "boxes"), len(files), settings)
+        boxes = boxes_of_several(holder.pop("boxes", None), (where, "boxes"), len(files), settings)
         pictures = [
             PictureIn(number, file.filename or None, await file.read(), boxes[number]) for number, file in enumerate(files)
         ]
@@ -266,41 +265,8 @@ def _json_picture(number: int, picture: JsonImage, settings: Settings) -> Pictur
         data = base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)  # it often comes in lines
     except (binascii.Error, ValueError) as error:
         raise at("invalid_image", ("images", number, "data"), "is not valid base64") from error
-    boxes = None if picture.boxes is None else _checked_boxes(picture.boxes, ("images", number, "boxes"), settings)
+    boxes = None if picture.boxes is None else checked_boxes(picture.boxes, ("images", number, "boxes"), settings)
     return PictureIn(number if picture.id is None else picture.id, picture.file_name, data, boxes)
-
-
-def _boxes_of_one(text: str | None, loc: Location, settings: Settings) -> npt.NDArray[np.float64] | None:
-    """Boxes written as x,y,w,h;x,y,w,h or as a JSON list."""
-    if text is None:
-        return None
-    _check_length(text, loc, settings)
-    if text.lstrip().startswith("["):
-        return _checked_boxes(_parsed_json(text, loc), loc, settings)
-    boxes = [part for part in text.split(";") if part.strip()]
-    _check_box_count(len(boxes), loc, settings)
-    return _checked_boxes([_numbers(part, (*loc, i)) for i, part in enumerate(boxes)], loc, settings)
-
-
-def _boxes_of_several(
-    text: str | None, loc: Location, count: int, settings: Settings
-) -> Sequence[npt.NDArray[np.float64] | None]:
-    """Boxes beside a form: for one picture as in a query; for several a JSON list with a list (or null) for each."""
-    if text is None:
-        return [None] * count
-    _check_length(text, loc, settings)
-    if count == 1 and not text.lstrip().startswith("["):
-        return [_boxes_of_one(text, loc, settings)]
-    if count > 1 and not text.lstrip().startswith("["):
-        raise _no_list_a_picture(count, loc)
-    content = _parsed_json(text, loc)
-    if count == 1 and not _is_list_a_picture(content):
-        return [_checked_boxes(content, loc, settings)]
-    if not isinstance(content, list) or len(content) != count:
-        raise _no_list_a_picture(count, loc)
-    return [
-        None if boxes is None else _checked_boxes(boxes, (*loc, number), settings) for number, boxes in enumerate(content)
-    ]
 
 
 def _check_is_no_name(data: bytes, number: int) -> None:
@@ -308,52 +274,6 @@ def _check_is_no_name(data: bytes, number: int) -> None:
     if 0 < len(data) <= _NAME_BYTES and data.isascii() and (text := data.decode()).isprintable():
         told = f"is the text {text[:_TOLD_CHARACTERS]!r} and no picture (with curl, @ goes before a file's name)"
         raise at("invalid_image", ("images", number), told)
-
-
-def _no_list_a_picture(count: int, loc: Location) -> Problem:
-    return at("invalid_box", loc, f"must be a JSON list of {count} lists of boxes, one for each picture")
-
-
-def _is_list_a_picture(content: Any) -> bool:
-    """Whether JSON for one picture is [[[x, y, w, h], …]], [[]] or [null] rather than [[x, y, w, h], …]."""
-    if not isinstance(content, list) or len(content) != 1:
-        return False
-    boxes = content[0]
-    return boxes is None or (isinstance(boxes, list) and all(isinstance(box, list) for box in boxes))
-
-
-def _checked_boxes(content: Any, loc: Location, settings: Settings) -> npt.NDArray[np.float64]:
-    """A list of [x, y, width, height] → [N, 4]. Whether they show anybody is judged when the picture's size is known."""
-    if not isinstance(content, list):
-        raise at("invalid_box", loc, "must be a list of [x, y, width, height]")
-    _check_box_count(len(content), loc, settings)
-    for i, box in enumerate(content):
-        numbers = isinstance(box, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in box)
-        if not numbers or len(box) != 4 or not all(math.isfinite(v) for v in box):
-            raise at("invalid_box", (*loc, i), f"must be [x, y, width, height], four finite numbers; it is {_begin_of(box)}")
-    return np.array(content, np.float64).reshape(-1, 4)
-
-
-def _begin_of(value: Any) -> str:
-    """The begin of a value as JSON, of which orjson writes fewer levels than it reads."""
-    try:
-        return orjson.dumps(value[:_TOLD_CHARACTERS] if isinstance(value, list | str) else value).decode()[:_TOLD_CHARACTERS]
-    except TypeError:
-        return "nested deeply"
-
-
-def _numbers(text: str, loc: Location) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise at("invalid_box", loc, f"is {text[:80]!r}; a box is x,y,width,height") from error
-
-
-def _parsed_json(text: str, loc: Location) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise at("invalid_box", loc, "is not valid JSON, or holds a number out of range") from error
 
 
 def _single_values(items: Sequence[tuple[str, str]], where: str) -> dict[str, str]:
@@ -420,15 +340,3 @@ def _check_count(count: int, settings: Settings) -> None:
 
 def _too_many_images(count: str, settings: Settings) -> Problem:
     return Problem("too_many_images", f"The request holds {count} pictures; at most {settings.max_images} are taken.")
-
-
-def _check_length(text: str, loc: Location, settings: Settings) -> None:
-    """Refuse a text of more numbers than boxes can have before it is made into objects, in the event loop."""
-    most = max(_FIELD_TOKENS, 6 * settings.max_images * settings.max_boxes)  # five and one to spare for each
-    if text.count(",") + text.count(";") + text.count("[") > most:
-        raise at("too_many_boxes", loc, f"holds over {most:,} commas, semicolons and brackets")
-
-
-def _check_box_count(count: int, loc: Location, settings: Settings) -> None:
-    if count > settings.max_boxes:
-        raise at("too_many_boxes", loc, f"holds {count} boxes; at most {settings.max_boxes} a picture are taken")

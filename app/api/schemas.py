@@ -12,7 +12,7 @@ _BOXES_SCHEMA = {
     "description": "The people's boxes, [x, y, width, height] in pixels of the upright picture from its top left corner, at "
     "least one wide or high. Left out: the service finds the people. Empty: there is nobody.",
 }
-# Boxes are checked in bodies.py, which tells a bad box from a bad option and counts before it converts.
+# Boxes are checked in boxes.py, which tells a bad box from a bad option and counts before it converts.
 Boxes = Annotated[Any, WithJsonSchema(_BOXES_SCHEMA)]
 # Lists of one length rather than tuples, which many readers of OpenAPI do not know.
 BoxOut = Annotated[list[float], Field(min_length=4, max_length=4)]
