@@ -110,17 +110,24 @@ def check_finite(model: nn.Module) -> None:
         raise ModelError(f"{spoilt[0]} is not finite" + (f", nor are {len(spoilt) - 1} more" if spoilt[1:] else ""))
 
 
-def graph_of(module: nn.Module, pictures: Tensor, name: str, outputs: list[str]) -> bytes:
-    """The ONNX graph of a module that takes `pictures`, in any number, as its input `name`. Raises ModelError."""
+def graph_of(module: nn.Module, pictures: Tensor, name: str, outputs: list[str], stride: int | None = None) -> bytes:
+    """The ONNX graph of a module that takes `pictures` [N, h, w, 3], in any number, as its input `name`; with a stride also
+    those whose h and w are other multiples of it. Raises ModelError."""
     for chatty in ("onnxscript", "onnx_ir", "torch.onnx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    shape: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=1024)}
+    if stride is not None:
+        shape |= {
+            1: stride * torch.export.Dim("rows", min=1, max=128),
+            2: stride * torch.export.Dim("columns", min=1, max=128),
+        }
     program = torch.onnx.export(
         module.eval(),
         (pictures,),
         dynamo=True,
         input_names=[name],
         output_names=outputs,
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1024)},),
+        dynamic_shapes=(shape,),
         opset_version=_OPSET,
         verbose=False,
     )

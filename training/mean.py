@@ -1,7 +1,7 @@
 """The mean of trained weights, which is often better than each of them (model soups, arXiv 2203.05482).
 
-`python -m training.mean FIRST.pth SECOND.pth … --out MEAN.pth`: of LPNs that come from one another, or from the same one.
-Others have nothing in common, and their mean finds nobody.
+`python -m training.mean FIRST.pth SECOND.pth … --out MEAN.pth`: of networks that come from one another, or from the same one.
+Others have nothing in common, and their mean finds nobody. A file given twice counts twice.
 """
 
 import argparse
@@ -12,20 +12,33 @@ from torch import Tensor
 
 from training.command import one_line_faults
 from training.files import DataError
-from training.lpn import depth_of
-from training.weights import read_lpn, write_content
+from training.weights import check_table, read_content, write_content
 
 
 def mean_weights(files: list[Path]) -> dict[str, Tensor]:
-    """The mean of the weights and running statistics in files of one depth; counts are the first one's. Raises DataError."""
-    first, *others = (read_lpn(file).state_dict() for file in files)
+    """The mean of weights and running statistics in files of one network; counts are the first one's. Raises DataError."""
+    first, *others = (_tensors_in(file) for file in files)
     for file, weights in zip(files[1:], others, strict=True):
-        if depth_of(weights) != depth_of(first):
-            raise DataError(f"{file} is of an LPN-{depth_of(weights)}, and {files[0]} of an LPN-{depth_of(first)}")
+        other = {key for key in first.keys() | weights.keys() if _shape(first, key) != _shape(weights, key)}
+        if other:
+            raise DataError(f"{file} is of another network than {files[0]}: {len(other)} tensors differ, {min(other)} is one")
     return {
         key: torch.stack([value, *(weights[key] for weights in others)]).mean(dim=0) if value.is_floating_point() else value
         for key, value in first.items()
     }
+
+
+def _tensors_in(file: Path) -> dict[str, Tensor]:
+    try:
+        weights = read_content(file)
+        check_table(weights)
+    except ValueError as error:
+        raise DataError(f"{file} holds no weights: {error}") from error
+    return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+
+
+def _shape(weights: dict[str, Tensor], key: str) -> torch.Size | None:
+    return weights[key].shape if key in weights else None
 
 
 def main() -> None:

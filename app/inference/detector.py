@@ -53,8 +53,7 @@ class Detector:
         description = stored.description
         if not isinstance(description, DetectorDescription):
             raise ModelError(f"model {description.id} is a pose model, not a person detector")
-        candidates = description.detection.candidates
-        session = open_graph(stored, [candidates, 4], [candidates])
+        session = open_graph(stored, ["height", "width", 3], ["A", 4], ["A"])
         detector = cls(description, session, open_session(stored.onnx, threads) if threads > 1 else None, max_people)
         stored.check_golden(lambda letterbox: detector.network.run(letterbox[None]).values[0], _GOLDEN_PIXELS)
         return detector
@@ -65,10 +64,11 @@ class Detector:
         return max(self.description.input.width, self.description.input.height)
 
     def letterbox(self, picture: UInt8, reduction: int) -> Letterbox:
-        """The letterbox of picture [H, W, 3] (BGR), which was decoded `reduction` times smaller."""
-        shape = self.description.input
-        pixels = np.empty((shape.height, shape.width, 3), np.uint8)
-        gain = detection.letterbox(picture, pixels, self.description.detection.pad)
+        """The letterbox of picture [H, W, 3] (BGR), which was decoded `reduction` times smaller: no larger than need be."""
+        most, table = self.description.input, self.description.detection
+        height, width = detection.letterbox_shape(picture.shape[:2], (most.height, most.width), table.stride)
+        pixels = np.empty((height, width, 3), np.uint8)
+        gain = detection.letterbox(picture, pixels, table.pad)
         return Letterbox(pixels, gain / reduction)
 
     def found(self, rows: Float32, threshold: float | None, limit: int) -> Float32:

@@ -86,7 +86,7 @@ class CalibrationTable(_Table):
 class DetectionTable(_Table):
     """What becomes of the boxes [N, A, 4] and scores [N, A] that the graph of a detector gives."""
 
-    candidates: Annotated[int, Field(ge=1)]  # A
+    stride: Annotated[int, Field(ge=1)]  # of which the sides of letterboxes are multiples; those of [input] are the longest
     pad: Annotated[int, Field(ge=0, le=255)]  # the grey of the letterbox
     threshold: Annotated[float, Field(ge=0, le=1)]  # least score, where a request names none
     nms_iou: Annotated[float, Field(gt=0, le=1)]
@@ -123,6 +123,12 @@ class DetectorDescription(_Model):
     """The content of a person detector's model.toml: one with a table [detection]."""
 
     detection: DetectionTable
+
+    @model_validator(mode="after")
+    def _whole_strides(self) -> "DetectorDescription":
+        if self.input.width % self.detection.stride or self.input.height % self.detection.stride:
+            raise ValueError("width and height of [input] must be multiples of stride in [detection]")
+        return self
 
 
 class ModelDescription(_Model):

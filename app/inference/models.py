@@ -65,7 +65,10 @@ def _named(models: dict[str, M], name: str) -> M | None:
 
 def warm_up(model: PoseModel | Detector, most: int) -> float:
     """Run every batch size up to `most` once; the seconds a crop (of a pose model without the flip test) at the quickest."""
-    networks = [model.plain, model.with_flip_test] if isinstance(model, PoseModel) else [model.network]
+    if isinstance(model, Detector):
+        networks, most = [model.network], 1
+    else:
+        networks = [model.plain, model.with_flip_test]
     shape = model.description.input
     for network in networks:
         if network.alone:

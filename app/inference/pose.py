@@ -59,7 +59,8 @@ class PoseModel:
         if not isinstance(description, ModelDescription):
             raise ModelError(f"model {description.id} is a person detector, not a pose model")
         shape = description.heatmap
-        session = open_graph(stored, [len(description.keypoints.names), shape.height, shape.width])
+        size = [description.input.height, description.input.width, 3]
+        session = open_graph(stored, size, [len(description.keypoints.names), shape.height, shape.width])
         model = cls(description, session, open_session(stored.onnx, threads) if threads > 1 else None)
         stored.check_golden(lambda crop: model.plain.run(crop[None]).values[0, :, :3], _GOLDEN_CELLS)
         return model

@@ -66,7 +66,7 @@ class Network:
     """Something that lanes run: `run` takes a batch [N, …] on any thread. Only crops for one network share a batch.
 
     `alone` is the same with the help of the other cores, for a crop beside which there is nothing to do. A detector's crops
-    are whole pictures, and counted apart.
+    are whole pictures: of any shape, run one by one, and counted apart.
     """
 
     name: str
@@ -198,7 +198,7 @@ class Scheduler:
     async def run(
         self, network: Network, crops: Sequence[npt.NDArray[np.uint8]], deadline: float, room: Room | None = None
     ) -> Ticket:
-        """Run a network on crops of one shape and give the finished ticket, whose results are in order.
+        """Run a network on crops, of one shape but for pictures, and give the finished ticket, whose results are in order.
 
         `room`: what the crops hold, given back one by one as they finish. Raises TimeoutError past the deadline, BatchFailed
         or LaneLost where a batch fails. If the caller is cancelled, the crops that wait are dropped.
@@ -249,7 +249,7 @@ class Scheduler:
             return []
         network = self._tickets[0].network
         waiting = sum(ticket.waiting for ticket in self._tickets if ticket.network is network)
-        size = min(self.max_batch_crops, math.ceil(waiting / len(self._lanes)))
+        size = 1 if network.counts == "pictures" else min(self.max_batch_crops, math.ceil(waiting / len(self._lanes)))
         members: list[tuple[Ticket, int]] = []
         others: deque[Ticket] = deque()
         while self._tickets and len(members) < size:

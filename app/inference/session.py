@@ -8,7 +8,9 @@ import contextlib
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import onnxruntime
@@ -16,6 +18,8 @@ import onnxruntime
 from app.inference.model_store import ModelError, StoredModel
 
 log = logging.getLogger(__name__)
+
+Shape = Sequence[int | str]  # sides by their length, or by a name where any will do
 
 
 def own_cgroup(root: Path = Path("/sys/fs/cgroup"), told: Path = Path("/proc/self/cgroup")) -> Path:
@@ -92,8 +96,9 @@ def open_session(onnx: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 
 
-def open_graph(stored: StoredModel, *outputs: list[int]) -> onnxruntime.InferenceSession:
-    """A session of a stored model, once its graph takes and gives what model.toml says: `outputs` are shapes after the batch.
+def open_graph(stored: StoredModel, picture: Shape, *outputs: Shape) -> onnxruntime.InferenceSession:
+    """A session of a stored model, once its graph takes batches of `picture`'s shape and gives such of each of `outputs`;
+    sides with a name may have any length.
 
     Raises ModelError that names the model and the fault.
     """
@@ -102,21 +107,29 @@ def open_graph(stored: StoredModel, *outputs: list[int]) -> onnxruntime.Inferenc
         session = open_session(stored.onnx)
     except Exception as error:  # onnxruntime's errors share no class of their own
         raise ModelError(f"model {description.id}: model.onnx is not a graph that ONNX Runtime opens") from error
-    expected = [description.input.height, description.input.width, 3]
     inputs, given = session.get_inputs(), session.get_outputs()
     if (
         len(inputs) != 1
         or inputs[0].type != "tensor(uint8)"
-        or inputs[0].shape[1:] != expected
-        or [output.shape[1:] for output in given] != list(outputs)
-        or any(isinstance(each.shape[0], int) for each in (*inputs, *given))  # of one size of batch alone
+        or len(given) != len(outputs)
+        or not all(
+            _fits(each.shape, ["N", *shape]) for each, shape in zip((*inputs, *given), (picture, *outputs), strict=True)
+        )
     ):
         raise ModelError(
-            f"model {description.id}: model.onnx must take uint8 {_batch_of(expected)} and give "
+            f"model {description.id}: model.onnx must take uint8 {_batch_of(picture)} and give "
             f"{' and '.join(map(_batch_of, outputs))} as model.toml says"
         )
     return session
 
 
-def _batch_of(shape: list[int]) -> str:
+def _fits(shape: Sequence[Any], wanted: Shape) -> bool:
+    """Whether a graph's shape is the wanted one, of which it leaves open what has a name."""
+    return len(shape) == len(wanted) and all(
+        given == side if isinstance(side, int) else not isinstance(given, int)
+        for given, side in zip(shape, wanted, strict=True)
+    )
+
+
+def _batch_of(shape: Shape) -> str:
     return f"[N, {', '.join(map(str, shape))}]"

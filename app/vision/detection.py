@@ -1,5 +1,7 @@
 """Geometry of person detection: a picture into the detector's letterbox, and its candidates back into people's boxes."""
 
+import math
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +11,13 @@ Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 
 _CANDIDATES = 500  # that NMS looks at; with 300 AP50 is 0.011 lower, with 1000 it is 0.005 higher and costs 0.8 ms
+
+
+def letterbox_shape(picture: tuple[int, ...], most: tuple[int, int], stride: int) -> tuple[int, int]:
+    """The least height and width, multiples of `stride`, for a picture (height, width) brought to `most` of one of them."""
+    gain = min(limit / side for limit, side in zip(most, picture, strict=True))
+    height, width = (max(1, math.ceil(round(side * gain) / stride)) * stride for side in picture)
+    return height, width
 
 
 def letterbox(picture: UInt8, out: UInt8, pad: int) -> float:

@@ -226,9 +226,28 @@ def test_a_model_of_which_one_place_or_score_is_off_is_refused(golden, off):
 
 def test_a_detector_that_computes_something_else_is_refused(tmp_path):
     folder = shutil.copytree(STORE / "person-det/1", tmp_path / "person-det/1")
-    (folder / "golden.png").write_bytes(cv2.imencode(".png", np.zeros((416, 416, 3), np.uint8))[1].tobytes())
+    black = np.zeros_like(cv2.imread(str(folder / "golden.png")))
+    (folder / "golden.png").write_bytes(cv2.imencode(".png", black)[1].tobytes())
     with pytest.raises(ModelError, match=r"person-det/1 does not compute"):
         Detector.opened(load_model(folder), 9)
+
+
+def test_a_detector_of_one_size_alone_is_refused(tmp_path):
+    folder = shutil.copytree(STORE / "person-det/1", tmp_path / "person-det/1")
+    network = onnx.load_from_string((folder / "model.onnx").read_bytes())
+    for side in network.graph.input[0].type.tensor_type.shape.dim[1:3]:
+        side.dim_value = 416
+    set_graph(folder, network.SerializeToString())
+    with pytest.raises(ModelError, match=r"must take uint8 \[N, height, width, 3\] and give \[N, A, 4\] and \[N, A\]"):
+        Detector.opened(load_model(folder), 9)
+
+
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_a_letterbox_is_whole_strides(tmp_path, side):
+    folder = shutil.copytree(STORE / "person-det/1", tmp_path / "person-det/1")
+    edit(folder, lambda text: re.sub(rf"(?m)^{side} = .*$", f"{side} = 500", text, count=1))
+    with pytest.raises(ModelError, match=r"person-det/1: model\.toml is not valid: .*must be multiples of stride"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,22 @@ def test_the_mean_is_of_all_floats_whatever_their_precision(tmp_path, monkeypatc
 
 def test_weights_of_two_depths_have_none(tmp_path, monkeypatch):
     files = [weights(tmp_path / "a.pth", 1), weights(tmp_path / "b.pth", 1, 101)]
-    with pytest.raises(SystemExit, match=r"b\.pth is of an LPN-101, and .*a\.pth of an LPN-50"):
+    with pytest.raises(
+        SystemExit, match=r"b\.pth is of another network than .*a\.pth: \d+ tensors differ, [a-z0-9_.]+ is one"
+    ):
         run(monkeypatch, *files, "--out", tmp_path / "mean.pth")
     assert not (tmp_path / "mean.pth").exists()
+
+
+def test_a_file_counts_as_often_as_it_is_given_and_any_network_has_a_mean(tmp_path, monkeypatch):
+    for name, value in (("a", 0.0), ("b", 3.0)):
+        torch.save({"weight": torch.full((2,), value)}, tmp_path / f"{name}.pth")
+    files = [tmp_path / f"{name}.pth" for name in "bba"]
+    run(monkeypatch, *files, "--out", tmp_path / "mean.pth")
+    assert torch.load(tmp_path / "mean.pth", weights_only=True)["weight"].tolist() == [2, 2]
+
+
+def test_a_file_without_weights_is_named(tmp_path, monkeypatch):
+    torch.save(5, tmp_path / "five.pth")
+    with pytest.raises(SystemExit, match=r"five\.pth holds no weights: it is no table of named tensors"):
+        run(monkeypatch, tmp_path / "five.pth", "--out", tmp_path / "mean.pth")

@@ -22,6 +22,23 @@ def test_a_picture_lies_at_the_top_left_as_large_as_fits(height, width, content)
     assert (out[:, content[1] :] == 114).all()
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "shape"),
+    [
+        (480, 640, (320, 416)),  # 312
+        (640, 427, (416, 288)),  # 277.6
+        (600, 600, (416, 416)),
+        (1, 900, (32, 416)),
+        (320, 416, (320, 416)),
+        (321, 416, (352, 416)),
+        (2003, 2600, (320, 416)),  # 320.48, which is no row more
+        (3, 4, (320, 416)),  # small pictures are enlarged
+    ],
+)
+def test_a_letterbox_is_no_larger_than_it_needs_to_be(height, width, shape):
+    assert detection.letterbox_shape((height, width), (416, 416), 32) == shape
+
+
 def test_what_is_made_smaller_is_averaged():
     stripes = np.zeros((400, 400, 3), np.uint8)
     stripes[:, ::4] = 255

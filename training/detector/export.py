@@ -26,7 +26,6 @@ from training.command import one_line_faults
 from training.data import Picture
 from training.detector.augment import PAD
 from training.detector.network import MEAN, STD, STRIDES, PersonDetector, normalised
-from training.detector.train import SIDE
 from training.export import (
     add_int8_argument,
     add_store_arguments,
@@ -43,6 +42,7 @@ from training.weights import check_table, check_tensors, read_content, write_con
 
 log = logging.getLogger("export")
 
+SIDE = 416  # the longest of a photo as served
 THRESHOLD = 0.3  # until training.detector.evaluate --write has measured a better one
 NMS_IOU = 0.55
 _GOLDEN = Path(__file__).parent / "golden.png"  # the letterbox of tests/data/photos/t_pose_cc0.jpg
@@ -53,7 +53,10 @@ _FIRST = ("model.backbone.stem.", "model.backbone.blocks.0.")
 
 
 class PixelsToBoxes(nn.Module):
-    """The detector behind its normalisation: letterboxes [N, H, W, 3] (uint8) → boxes [N, A, 4] and scores [N, A]."""
+    """The detector behind its normalisation: letterboxes [N, H, W, 3] (uint8 BGR) → boxes [N, A, 4] and scores [N, A] (0…1).
+
+    Boxes are x1, y1, x2, y2 in letterbox pixels, 0 being the outer edge of the first; they may reach beyond the picture.
+    """
 
     def __init__(self, model: PersonDetector) -> None:
         super().__init__()
@@ -76,7 +79,11 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, peo
     check_finite(model)
     samples = None if people is None else samples_of(people, _letterbox)
     graph = graph_of(
-        PixelsToBoxes(model), torch.zeros((2, SIDE, SIDE, 3), dtype=torch.uint8), "letterboxes", ["boxes", "scores"]
+        PixelsToBoxes(model),
+        torch.zeros((2, SIDE, SIDE, 3), dtype=torch.uint8),
+        "letterboxes",
+        ["boxes", "scores"],
+        STRIDES[-1],
     )
     _check(graph, model)
     precision = "float32"
@@ -124,11 +131,11 @@ def detector_of(weights: dict[str, Tensor]) -> PersonDetector:
 
 
 def _check(graph: bytes, model: PersonDetector) -> None:
-    """Compare the graph with PyTorch on pictures, at several batch sizes."""
+    """Compare the graph with PyTorch on pictures, of several shapes."""
     session = open_session(graph)
     network = PixelsToBoxes(model)
-    for batch in (1, 3):
-        letterboxes = patterns(batch, SIDE, SIDE)
+    for batch, height, width in ((1, SIDE, SIDE), (3, SIDE, STRIDES[-1]), (1, 3 * STRIDES[-1], SIDE)):
+        letterboxes = patterns(batch, height, width)
         with torch.inference_mode():
             expected = [values.numpy() for values in network(torch.from_numpy(letterboxes))]
         found = session.run(None, {"letterboxes": letterboxes})
@@ -136,7 +143,7 @@ def _check(graph: bytes, model: PersonDetector) -> None:
             ("boxes", "scores"), found, expected, (_BOX_TOLERANCE, _SCORE_TOLERANCE), strict=True
         ):
             if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-3, atol=tolerance):
-                raise ModelError(f"the exported graph's {what} differ from PyTorch's at batch {batch}")
+                raise ModelError(f"the exported graph's {what} differ from PyTorch's at {batch} of {height}×{width}")
 
 
 def _toml(name: str, version: str, precision: str, graph: bytes) -> str:
@@ -148,7 +155,7 @@ network = "person detector on EfficientNet-Lite0"
 precision = "{precision}"
 sha256 = "{hashlib.sha256(graph).hexdigest()}"
 
-# The graph takes letterboxes as uint8 [N, height, width, 3] and normalises them: (value / 255 - mean) / std.
+# The graph takes letterboxes as uint8 [N, h, w, 3], no larger than this, and normalises them: (value / 255 - mean) / std.
 [input]
 width = {SIDE}
 height = {SIDE}
@@ -156,9 +163,9 @@ channel_order = "BGR"
 mean = {[round(MEAN / 255, 6)] * 3}
 std = {[round(STD / 255, 6)] * 3}
 
-# It gives boxes [N, candidates, 4] (x1, y1, x2, y2 in letterbox pixels) and scores [N, candidates].
+# It gives boxes [N, A, 4] (x1, y1, x2, y2 in letterbox pixels) and scores [N, A]. h and w are multiples of the stride.
 [detection]
-candidates = {sum((SIDE // stride) ** 2 for stride in STRIDES)}
+stride = {STRIDES[-1]}
 pad = {PAD}
 threshold = {THRESHOLD}
 nms_iou = {NMS_IOU}

@@ -27,7 +27,6 @@ from training.state import State
 from training.trainer import Place, Plan, Trainer, place_of, prepare_training, training_parser
 from training.weights import check_tensors, read_content
 
-SIDE = 416  # the longest side of a photo as served
 _CHECKED_PHOTOS = 96
 
 
@@ -61,7 +60,7 @@ class Config(FromToml):
     channels: int  # of the pyramid and the heads
     sets: Shares  # by folder and name of a set
     dev: str
-    side: int = SIDE  # at which photos are cached, and at 1 of a stage's scale shown
+    side: int  # at which photos are cached, and at 1 of a stage's scale shown
     stages: list[Stage]
 
 

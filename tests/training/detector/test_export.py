@@ -49,12 +49,13 @@ def test_a_graph_that_computes_something_else_is_refused(weights, folder, monkey
         exporter._check(graph, model)
 
 
-def test_the_graph_gives_pytorchs_boxes_and_scores(weights, folder):
-    letterboxes = np.random.default_rng(0).integers(0, 255, (2, 416, 416, 3), np.uint8)
+@pytest.mark.parametrize(("shape", "candidates"), [((416, 416), 3549), ((96, 416), 819), ((32, 32), 21)])
+def test_the_graph_gives_pytorchs_boxes_and_scores(weights, folder, shape, candidates):
+    letterboxes = np.random.default_rng(0).integers(0, 255, (2, *shape, 3), np.uint8)
     with torch.inference_mode():
         expected = PixelsToBoxes(detector_of(weights))(torch.from_numpy(letterboxes))
     found = open_session((folder / "model.onnx").read_bytes()).run(["boxes", "scores"], {"letterboxes": letterboxes})
-    assert found[0].shape == (2, 3549, 4)
+    assert found[0].shape == (2, candidates, 4)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-3, atol=0.01)
 
@@ -62,10 +63,14 @@ def test_the_graph_gives_pytorchs_boxes_and_scores(weights, folder):
 def test_the_service_takes_the_detector(folder):
     detector = Detector.opened(load_model(folder), 5)
     assert detector.description.detection.pad == 114
-    letterbox = detector.letterbox(np.zeros((300, 200, 3), np.uint8), 1)
-    assert letterbox.pixels.shape == (416, 416, 3)
-    assert (letterbox.pixels[:, 278:] == 114).all()
-    assert detector.network.run(letterbox.pixels[None]).values.shape == (1, 5, 5)
+    noise = np.random.default_rng(0)
+    pictures = [noise.integers(0, 100, (height, width, 3), np.uint8) for height, width in ((300, 190), (100, 100), (10, 900))]
+    letterboxes = [detector.letterbox(picture, 1).pixels for picture in pictures]
+    assert [letterbox.shape for letterbox in letterboxes] == [(416, 288, 3), (416, 416, 3), (32, 416, 3)]
+    assert (letterboxes[0][:, 263:] == 114).all()
+    assert not (letterboxes[0][:, :263] == 114).any()
+    for letterbox in letterboxes:
+        assert detector.network.run(letterbox[None]).values.shape == (1, 5, 5)
 
 
 def test_in_int8_the_detector_finds_nearly_the_same_boxes(reference_people, tmp_path, monkeypatch, t_pose):
