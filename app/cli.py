@@ -54,7 +54,7 @@ def _options_of_people(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--flip-test", is_flag=True, help="Average with the mirrored crop: slower, a little better."),
             click.option("--keypoint-threshold", type=_SHARE, help="Score from which a joint is called visible, and drawn."),
             click.option("--detection-threshold", type=_SHARE, help="Least score of a found person."),
-            click.option("--max-people", type=click.IntRange(1), help="The most people to find in a picture; 50."),
+            click.option("--max-people", type=click.IntRange(1), help="The most people to find in a picture. Default: 50."),
         )
     ):
         command = option(command)

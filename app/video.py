@@ -20,7 +20,8 @@ from app.api.problems import Problem, problem_of
 from app.api.stream import frame_task
 from app.inference.follower import Followed, Follower
 from app.inference.model_store import ModelDescription
-from app.inference.pipeline import ModelNotFound, PictureError, Pipeline
+from app.inference.pipeline import ModelNotFound, NotReady, PictureError, Pipeline
+from app.inference.scheduler import BatchFailed, LaneLost
 from app.outputs import check_regular, real, whole_file
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
@@ -141,10 +142,15 @@ async def track(
             for number, (seconds, frame) in enumerate(frames):
                 started = time.perf_counter()
                 try:
-                    task = frame_task(drawing.encode(frame, ".bmp"), options, settings)
-                    followed = await follower.follow(task, seconds)
+                    data = drawing.encode(frame, ".bmp")
+                    try:
+                        followed = await follower.follow(frame_task(data, options, settings), seconds)
+                    except LaneLost:  # as where the machine stood still: no reason to lose what was read before
+                        followed = await follower.follow(frame_task(data, options, settings), seconds)
                 except PictureError as error:
                     raise click.ClickException(f"{frames.file}: {problem_of(error).detail}") from error
+                except (LaneLost, BatchFailed, NotReady) as error:
+                    raise click.ClickException(f"{frames.file}, frame {number}: {error}") from error
                 if lines:
                     total = time.perf_counter() - started
                     lines.write(coco_frame(number, 0, followed, model, threshold, total) + b"\n")

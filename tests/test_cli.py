@@ -16,11 +16,14 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from pycocotools.coco import COCO
 
+from app import cli
 from app import photos as many
 from app import video as video_module
 from app.client import AsyncPoseClient, PoseError
+from app.inference.scheduler import LaneLost
 from tests.conftest import PHOTOS, ROOT, T_POSE_BOX, TWO_WOMEN_BOXES
 
 
@@ -380,6 +383,61 @@ def video(tmp_path_factory):
         film.write(photo[20:820, 5 * number : 5 * number + 1000])
     film.release()
     return file
+
+
+@pytest.mark.parametrize("late", [1, 99])
+def test_predict_asks_again_for_a_photo_that_was_late(tmp_path, monkeypatch, late):
+    """And keeps what it has where it stays so, for the same command to go on."""
+    monkeypatch.setattr(many, "_LATE_WAITS", (0, 0))
+    categories = [{"keypoints": ["nose"], "skeleton": []}]
+    images = [{"width": 9, "height": 9}]
+    content = {"info": {"model": "m", "model_version": "1"}, "images": images, "categories": categories, "annotations": []}
+    answers = itertools.chain([httpx.Response(504)] * late, itertools.repeat(httpx.Response(200, json=content)))
+
+    async def run():
+        async with AsyncPoseClient(transport=httpx.MockTransport(lambda _: next(answers))) as client:
+            task = many.Task(
+                photos=many.photos_of([PHOTOS / "t_pose_cc0.jpg"], None),
+                options={},
+                run={},
+                out=tmp_path / "people.json",
+                form="coco",
+                draw=None,
+                max_bytes=10**8,
+                max_pixels=10**8,
+            )
+            return await many.predict(task, client, 1, lambda _: None)
+
+    assert len(asyncio.run(run())) == (late > 3)
+    assert (tmp_path / "people.json.part").exists() == (late > 3)
+
+
+def test_predict_needs_no_key_and_waits_for_its_own_service(lpn):
+    code, out, err = lpn("predict", PHOTOS / "t_pose_cc0.jpg", POSE_API_KEYS="x", POSE_TIMEOUT_MS=1, POSE_QUEUE_CROPS=1)
+    assert (code, len(json.loads(out)["images"])) == (0, 1), err
+
+
+def test_track_tries_a_frame_again_whose_lane_was_lost(video, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    follow, asked = video_module.Follower.follow, []
+
+    async def follow_most(self, task, seconds):
+        asked.append(seconds)
+        if len(asked) in lost:
+            raise LaneLost("The lane that ran this request's crops was lost.")
+        return await follow(self, task, seconds)
+
+    monkeypatch.setattr(video_module.Follower, "follow", follow_most)
+    lost = {3}
+    assert CliRunner().invoke(cli.main, ["track", str(video), "--out", "people.jsonl"]).exit_code == 0
+    assert len(asked) == 21
+    assert len((tmp_path / "people.jsonl").read_text().splitlines()) == 20
+    asked.clear()
+    lost = {3, 4}
+    ran = CliRunner().invoke(cli.main, ["track", str(video), "--out", "others.jsonl"])
+    assert (ran.exit_code, asked[2:]) == (1, [asked[2]] * 2)
+    assert "frame 2: The lane that ran this request's crops was lost." in ran.output
+    assert not (tmp_path / "others.jsonl").exists()
 
 
 def test_track_follows_people_and_draws_them(lpn, video, tmp_path):

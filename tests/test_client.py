@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
+from app import client as client_module
 from app.client import AsyncPoseClient, NoAnswer, PoseClient, Refused
 from tests.conftest import PHOTOS, TWO_WOMEN_BOXES
 
@@ -146,6 +147,30 @@ def test_many_at_once(service):
     poses, models = asyncio.run(ask())
     assert [pose.coco["annotations"] for pose in poses] == [poses[0].coco["annotations"]] * 8
     assert models[0]["name"] == "lpn50"
+
+
+def test_async_asks_again_and_sends_so_many_at_once():
+    at_work, most, refused = 0, 0, [httpx.Response(503, headers={"Retry-After": "0"})]
+
+    async def answer(_):
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(0.01)
+        at_work -= 1
+        return refused.pop() if refused else httpx.Response(404)
+
+    async def ask():
+        async with AsyncPoseClient(transport=httpx.MockTransport(answer), at_once=3) as client:
+            return await asyncio.gather(*(client.estimate(b"x") for _ in range(9)), return_exceptions=True)
+
+    assert [error.status for error in asyncio.run(ask())] == [404] * 9
+    assert most == 3
+
+
+@pytest.mark.parametrize("named", ["60", "86400", "9" * 400])
+def test_no_wait_that_a_service_names_is_longer_than_a_minute(named):
+    assert 60 <= client_module._wait_after(httpx.Response(503, headers={"Retry-After": named}), 0, 4) <= 60 * 1.3
 
 
 def broken(error, times):

@@ -337,10 +337,10 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None and self._head_complete and self.cycle.response_started:
             self.transport.close()
             return
-        # A request that the application is reading already breaks off there, and is counted there.
-        response = self._refusal(
-            problem, uuid.uuid4().hex, counted=not self._head_complete or self._answering is not self.cycle
-        )
+        # A request that the application is reading already breaks off there, and is counted there, under the same id.
+        read = self._head_complete and self.cycle is not None
+        request_id = request_id_of(dict(self.cycle.scope)) if read else uuid.uuid4().hex
+        response = self._refusal(problem, request_id, counted=not read or self._answering is not self.cycle)
         head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
         self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (problem.status, head, response.body))
         self.transport.close()

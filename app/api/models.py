@@ -9,7 +9,7 @@ from app.inference.pipeline import Pipeline
 router = APIRouter()
 
 
-@router.get("/v1/models", summary="All models")
+@router.get("/v1/models", summary="Pose models and detector")
 async def models(request: Request) -> ModelsOut:
     """Every pose model of the store, by name and version, and the detector."""
     pipeline: Pipeline = request.app.state.pipeline

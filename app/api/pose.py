@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -53,7 +54,8 @@ async def pose(request: Request) -> Response:
     drawing = Drawing(_DRAWN[answer_type], threshold) if answer_type in _DRAWN else None
     # The deadline counts from here: the body had its own time-out.
     task = task_of(asked.pictures, asked.options, settings, drawing)
-    outcome = await _unless_client_leaves(request, pipeline.estimate(task))
+    with deadline_named(asked.options, settings):
+        outcome = await _unless_client_leaves(request, pipeline.estimate(task))
     if outcome is None:
         return Response(status_code=499)  # nobody is there to read it
     seconds.update(outcome.seconds)
@@ -120,6 +122,17 @@ def task_of(pictures: Sequence[PictureIn], options: Options, settings: Settings,
         drawing=drawing,
         deadline=asyncio.get_running_loop().time() + (options.timeout_ms or settings.timeout_ms) / 1000,
     )
+
+
+@contextmanager
+def deadline_named(options: Options, settings: Settings) -> Iterator[None]:
+    """Raise a deadline that has passed, a TimeoutError, as the Problem that names it."""
+    try:
+        yield
+    except TimeoutError as error:
+        named = f"timeout_ms, {options.timeout_ms:,}" if options.timeout_ms else f"the service's, {settings.timeout_ms:,}"
+        told = f"The deadline ({named} milliseconds) passed; the request's work was dropped."
+        raise Problem("deadline_exceeded", told) from error
 
 
 async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, Outcome]) -> Outcome | None:

@@ -96,11 +96,6 @@ def problem_of(error: BaseException) -> Problem:  # noqa: C901 - one line a case
             return Problem("not_ready", str(error), retry_after=1)
         case scheduler.ShuttingDown() | asyncio.CancelledError():
             return Problem("shutting_down", "The service stopped before the request was done.", retry_after=1)
-        case TimeoutError():
-            return Problem(
-                "deadline_exceeded",
-                "The deadline of the request (timeout_ms, or the service's) passed; its work was dropped.",
-            )
         case ClientDisconnect():
             return Problem("malformed_body", "The connection closed before the body was complete.")
         case HTTPException(status_code=404):

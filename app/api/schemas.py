@@ -43,7 +43,8 @@ class Options(BaseModel):
     )
     detection_threshold: Share | None = Field(None, description="Least score of a found person. Default: the detector's.")
     max_people: Count | None = Field(
-        None, description="The most people to find in a picture: those of whom the detector is surest. Default: 50."
+        None,
+        description="The most people to find in a picture: those of whom the detector is surest. Default: 50 or the maximum.",
     )
     flip_test: bool = Field(
         False, description="Average with the mirrored crop: twice the work, a little better. Default: false."
@@ -155,7 +156,7 @@ class ModelOut(BaseModel):
 
 
 class ModelsOut(BaseModel):
-    """All models of the store."""
+    """The pose models of the store, and the detector that is used."""
 
     models: list[ModelOut]
 

@@ -12,7 +12,7 @@ from app.api.bodies import PictureIn, read_stream_options
 from app.api.formats import coco_frame
 from app.api.health import check_ready
 from app.api.middleware import SUBPROTOCOL, let_go
-from app.api.pose import task_of, threshold_of
+from app.api.pose import deadline_named, task_of, threshold_of
 from app.api.problems import Problem, content_of, problem_of
 from app.api.schemas import Options
 from app.inference.follower import Follower
@@ -169,7 +169,8 @@ async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
     while True:
         data, number, came = await newest.take()
         try:
-            followed = await follower.follow(frame_task(data, options, settings), came)
+            with deadline_named(options, settings):
+                followed = await follower.follow(frame_task(data, options, settings), came)
         except Exception as error:  # whatever it is, it is one frame's, and the stream goes on
             problem = problem_of(error)
             if problem.code == "internal_error":

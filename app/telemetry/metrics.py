@@ -109,7 +109,7 @@ class Metrics:
         )
         self.model_info = Gauge(
             "pose_model_info",
-            "1 for each loaded model.",
+            "1 for each model that is served.",
             ("model", "version", "precision", "sha256"),
             registry=registry,
         )

@@ -216,6 +216,20 @@ def test_a_client_that_offers_another_protocol_has_its_body_read(patient, t_pose
         assert b" 200 " in sock.recv(65_536)[:20]
 
 
+def test_a_request_that_breaks_off_in_its_body_keeps_its_id(service):
+    head = b"POST /v1/pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nX-Request-ID: %s\r\n"
+    for name, rest in (
+        (b"cut-off", b"Content-Length: 100\r\n\r\n1234"),
+        (b"no-chunk", b"Transfer-Encoding: chunked\r\n\r\nx\r\n"),
+    ):
+        with connect(service.port) as sock:
+            sock.sendall(head % name + rest)
+            sock.shutdown(socket.SHUT_WR)
+            refusal = read_to_end(sock)
+        assert problem(refusal) == (400, "malformed_body")
+        assert orjson.loads(refusal.partition(b"\r\n\r\n")[2])["request_id"] == name.decode()
+
+
 def send_in_pieces(sock: socket.socket, data: bytes, *cuts: int) -> None:
     """Send data so that the service reads it in pieces that begin at the cuts."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -200,6 +200,18 @@ def test_a_request_that_stands_still_past_its_deadline_is_answered_then(start_se
     assert time.monotonic() - started < 4
 
 
+def test_a_stream_whose_frame_takes_long_is_not_closed_for_want_of_frames(start_service, tmp_path, t_pose):
+    shutil.copytree(STORE / "person-det", tmp_path / "person-det")
+    service = start_service(model_store=store_of(tmp_path, graph()), body_timeout_s=1)
+    with io.BytesIO() as file:
+        Image.open(io.BytesIO(t_pose)).point([min(2 * value, STANDS_STILL) for value in range(256)] * 3).save(file, "PNG")
+        frame = file.getvalue()
+    query = "timeout_ms=3000&detection_threshold=0.1&max_people=1"
+    with connect(f"ws://127.0.0.1:{service.port}/v1/stream?{query}", max_size=None) as stream:
+        stream.send(frame)
+        assert orjson.loads(stream.recv(timeout=60))["type"] == "/problems/deadline_exceeded"
+
+
 def test_a_model_that_fails_in_its_warm_up_leaves_the_service_unready(start_service, tmp_path):
     service = start_service(wait=False, model_store=store_of(tmp_path, graph(fails=0)), detector="", lanes=1)
     service.wait_until(lambda: "the warm-up failed" in service.log, 60)

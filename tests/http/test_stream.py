@@ -146,6 +146,7 @@ def test_frames_may_change_their_size(service, alone):
 
 
 def test_the_newest_frame_wins(service, t_pose):
+    before = service.metric("pose_stream_frames_total", outcome="skipped")
     with stream(service) as socket_:
         for _ in range(30):
             socket_.send(t_pose)
@@ -153,7 +154,9 @@ def test_the_newest_frame_wins(service, t_pose):
         while answers[-1]["images"][0]["id"] < 29:
             answers.append(json.loads(socket_.recv(timeout=30)))
     assert len(answers) < 30
-    assert len(answers) + sum(answer["skipped"] for answer in answers) == 30
+    skipped = sum(answer["skipped"] for answer in answers)
+    assert len(answers) + skipped == 30
+    assert service.metric("pose_stream_frames_total", outcome="skipped") == before + skipped
 
 
 def test_a_stream_is_idle_only_while_a_frame_is_waited_for():

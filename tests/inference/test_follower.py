@@ -217,6 +217,22 @@ def told_by(pipeline: StandIn, seconds: float, max_people: int) -> list[Followed
     return asyncio.run(follow_all())
 
 
+@pytest.mark.parametrize(("score", "last"), [(0.4, 4), (0.7, 11)])  # seconds: the less sure, the sooner
+def test_whoever_the_detector_does_not_find_again_is_told_for_some_searches_and_no_longer(score, last):
+    pipeline = StandIn(1, score=score)
+
+    async def follow_all() -> list[list[int]]:
+        follower, task = Follower(pipeline), PoseTask([b""], [None], None, False, None, 50, None, 0.0)
+        told = []
+        for number in range(14 * SECOND):
+            told.append((await follower.follow(task, number / SECOND)).ids)
+            pipeline.finds = False
+        return told
+
+    told = asyncio.run(follow_all())
+    assert [number for number, numbers in enumerate(told) if numbers] == list(range(last * SECOND))
+
+
 class Walker(StandIn):
     """One person who walks so many sizes a second, and whose joints are found in boxes that lie around them."""
 

@@ -22,11 +22,11 @@ from app.vision import drawing, image
 BOX = np.array([[295.0, 15, 545, 595]])
 
 
-def drive(work: Callable[[Pipeline], Coroutine[Any, Any, None]]) -> None:
-    """Run `work` with a pipeline of one lane that is started and stopped."""
+def drive(work: Callable[[Pipeline], Coroutine[Any, Any, None]], lanes: int = 1) -> None:
+    """Run `work` with a pipeline that is started and stopped."""
 
     async def main() -> None:
-        pipeline = Pipeline(Settings(lanes=1), Metrics())
+        pipeline = Pipeline(Settings(lanes=lanes), Metrics())
         await pipeline.start()
         try:
             await asyncio.wait_for(work(pipeline), 60)
@@ -81,21 +81,44 @@ def test_nothing_more_is_decoded_after_the_deadline(monkeypatch):
     assert len(decoded) == 1
 
 
-def test_no_work_is_taken_while_all_picture_threads_stand_still(monkeypatch):
-    monkeypatch.setattr("app.inference.pipeline._STALLED_SECONDS", 0.1)
+def test_a_request_whose_picture_is_decoded_slowly_is_answered_at_its_deadline(monkeypatch, t_pose):
+    gate = threading.Event()
 
     async def work(pipeline: Pipeline) -> None:
-        gate = threading.Event()
-        job = asyncio.create_task(pipeline._on_picture_threads(lambda _: gate.wait(20), [0]))
-        await asyncio.sleep(0.05)
-        assert pipeline.why_not_ready is None
-        await asyncio.sleep(0.1)
-        assert pipeline.why_not_ready.startswith("All threads that decode pictures have been at one for over")
-        gate.set()
-        await job
-        assert pipeline.why_not_ready is None
+        monkeypatch.setattr(image, "decode", lambda *_: gate.wait(30))
+        try:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(pipeline.estimate(task([t_pose], seconds=0.2)), 20)
+            assert not gate.is_set()
+            assert pipeline.scheduler.admitted == 0
+        finally:
+            gate.set()
 
     drive(work)
+
+
+def test_no_work_is_taken_while_all_picture_threads_stand_still(monkeypatch):
+    stalled = "app.inference.pipeline._STALLED_SECONDS"
+
+    async def work(pipeline: Pipeline) -> None:
+        gates = [threading.Event(), threading.Event()]
+        jobs = []
+        for gate in gates:
+            monkeypatch.setattr(stalled, 0.0)
+            assert pipeline.why_not_ready is None  # one of two at the most stands still
+            jobs.append(asyncio.create_task(pipeline._on_picture_threads(lambda _, gate=gate: gate.wait(30), [0])))
+            await asyncio.sleep(0.3)
+        monkeypatch.setattr(stalled, 100.0)
+        assert pipeline.why_not_ready is None
+        monkeypatch.setattr(stalled, 0.1)
+        assert pipeline.why_not_ready.startswith("All threads that decode pictures have been at one for over")
+        gates[0].set()
+        await jobs[0]
+        assert pipeline.why_not_ready is None
+        gates[1].set()
+        await jobs[1]
+
+    drive(work, lanes=2)
 
 
 def test_the_picture_threads_queue_keeps_nothing_of_a_request_that_has_ended():

@@ -353,6 +353,32 @@ def test_a_result_that_is_none_of_a_networks_is_a_failed_batch():
         assert value(drive(work), "pose_inference_workers_replaced_total") == 0  # the lane is as good as before
 
 
+def test_pictures_are_run_one_by_one_whatever_their_shapes():
+    async def work(s: Scheduler) -> None:
+        shapes = Network("n", lambda batch: BatchResult(np.array([batch.shape], np.float32), 0.0, 0.0), counts="pictures")
+        ticket = await s.run(shapes, [np.zeros((2, 3), np.uint8), np.zeros((5, 1), np.uint8)], soon())
+        assert [result.tolist() for result in ticket.results] == [[1, 2, 3], [1, 5, 1]]
+
+    drive(work)
+
+
+def test_a_lane_at_work_does_not_keep_the_scheduler_from_stopping(monkeypatch):
+    monkeypatch.setattr(scheduler, "_STOP_SECONDS", 0.1)
+
+    async def main() -> None:
+        gate, running = Gate(), Scheduler(1, 100, 4, Metrics())
+        running.start()
+        job = asyncio.create_task(running.run(gate.network, crops(1), soon()))
+        await until(lambda: gate.batches == [[1]])
+        try:
+            await asyncio.wait_for(running.stop(), 5)
+        finally:
+            gate.opened.set()
+            await job
+
+    asyncio.run(main())
+
+
 def test_work_whose_deadline_has_passed_is_dropped_before_it_runs():
     async def work(s: Scheduler) -> None:
         gate = Gate()
