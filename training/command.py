@@ -26,8 +26,8 @@ def positive(text: str) -> int:
 
 def model_folder(store: Path, wanted: str) -> Path:
     """The folder of a model by name (its newest version) or name/version. Raises SystemExit."""
-    for name, version, folder in reversed(list(stored_models(store))):
-        if wanted in (name, f"{name}/{version}"):
+    for folder in reversed(stored_models(store)):
+        if wanted in (folder.parent.name, f"{folder.parent.name}/{folder.name}"):
             return folder
     raise SystemExit(f"there is no model {wanted} in {store}")
 

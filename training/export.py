@@ -238,14 +238,10 @@ def halved_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    """--name, --version and --store: the model's place in the store."""
+    """--name, --version and --store: the model's place in the store; --int8: the people for it."""
     parser.add_argument("--name", type=_checked(Name), required=True, help="of the model: lower-case letters, digits, . _ -")
     parser.add_argument("--version", type=_checked(Version), required=True, help="a whole number")
     parser.add_argument("--store", type=Path, default=Path("model_store"))
-
-
-def add_int8_argument(parser: argparse.ArgumentParser) -> None:
-    """--int8: the people for it."""
     parser.add_argument(
         "--int8",
         type=Path,
@@ -271,7 +267,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.export", description="Make a model of the store from weights.")
     parser.add_argument("weights", type=Path, help="weights.pth of a training run")
     add_store_arguments(parser)
-    add_int8_argument(parser)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_faults():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from app.inference.model_store import ModelError
 from training.decoders import AUTHORS
-from training.export import add_int8_argument, add_store_arguments, export
+from training.export import add_store_arguments, export
 from training.files import DataError
 from training.weights import check_weights, read_content
 
@@ -31,7 +31,6 @@ def main() -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="lpn_50_256x192.pth, lpn_101_256x192.pth or lpn_152_256x192.pth")
     add_store_arguments(parser)
-    add_int8_argument(parser)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

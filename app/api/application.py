@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from app import __version__
 from app.api import health, models, pages, pose, stream
-from app.api.middleware import OPEN_PATHS, ApiKeys, BodyLimits, Problems, RequestContext, note_problem
+from app.api.middleware import ApiKeys, BodyLimits, Problems, RequestContext, note_problem
 from app.api.openapi import document_of
 from app.api.problems import problem_of, render
 from app.inference.pipeline import Pipeline
@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.streams = set()  # that are open
     for module in (pose, stream, models, health, pages):
         app.include_router(module.router)
-    document = document_of(app, settings, OPEN_PATHS)
+    document = document_of(app, settings)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:

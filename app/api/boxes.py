@@ -33,11 +33,11 @@ def boxes_of_several(
     """Boxes beside a form: for one picture as in a query; for several a JSON list with a list (or null) for each."""
     if text is None:
         return [None] * count
-    if count == 1 and not text.lstrip().startswith("["):
+    if not text.lstrip().startswith("["):
+        if count > 1:
+            raise _no_list_a_picture(count, loc)
         return [boxes_of_one(text, loc, settings)]
     _check_length(text, loc, settings)
-    if count > 1 and not text.lstrip().startswith("["):
-        raise _no_list_a_picture(count, loc)
     content = _parsed_json(text, loc)
     if count == 1 and not _is_list_a_picture(content):
         return [checked_boxes(content, loc, settings)]

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.api.bodies import PICTURE_TYPES
+from app.api.middleware import OPEN_PATHS
 from app.api.problems import PROBLEMS
 from app.api.schemas import JsonBody, Options, ProblemOut
 from app.settings import Settings
@@ -46,19 +47,19 @@ _CHALLENGE = {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "
 _KEYS = {"bearer": {"type": "http", "scheme": "bearer"}, "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
 
 
-def document_of(app: FastAPI, settings: Settings, open_paths: frozenset[str]) -> Callable[[], dict[str, Any]]:
-    """What gives the document of the app with these settings; `open_paths` need no key."""
+def document_of(app: FastAPI, settings: Settings) -> Callable[[], dict[str, Any]]:
+    """What gives the document of the app with these settings."""
 
     @cache
     def document() -> dict[str, Any]:
         made = app.openapi()
-        _finish(made, settings, open_paths)
+        _finish(made, settings)
         return made
 
     return document
 
 
-def _finish(document: dict[str, Any], settings: Settings, open_paths: frozenset[str]) -> None:
+def _finish(document: dict[str, Any], settings: Settings) -> None:
     document["paths"]["/v1/pose"]["post"] |= _pose_request(settings)
     schemas = document["components"]["schemas"]
     schemas["ProblemOut"] = ProblemOut.model_json_schema(ref_template=_SCHEMAS)
@@ -68,7 +69,7 @@ def _finish(document: dict[str, Any], settings: Settings, open_paths: frozenset[
     if settings.api_keys:
         document["components"]["securitySchemes"] = _KEYS
     for path, operations in document["paths"].items():
-        locked = bool(settings.api_keys) and path not in open_paths
+        locked = bool(settings.api_keys) and path not in OPEN_PATHS
         for operation in operations.values():
             answers = {"200": operation["responses"]["200"]} | _problems(_PROBLEMS_OF[path], locked)
             for answer in answers.values():

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -187,11 +187,10 @@ class StoredModel:
             )
 
 
-def stored_models(store: Path) -> Iterator[tuple[str, str, Path]]:
-    """Name, version and folder of every model in the store, by name and ascending version."""
+def stored_models(store: Path) -> list[Path]:
+    """The folder of every model in the store, <name>/<version>, by name and ascending version."""
     folders = [path.parent for path in store.glob("*/*/model.toml") if re.fullmatch(r"[0-9]{1,9}", path.parent.name)]
-    for folder in sorted(folders, key=lambda path: (path.parent.name, int(path.name))):
-        yield folder.parent.name, folder.name, folder
+    return sorted(folders, key=lambda path: (path.parent.name, int(path.name)))
 
 
 def load_model(folder: Path) -> StoredModel:

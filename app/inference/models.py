@@ -40,7 +40,7 @@ def open_models(settings: Settings, threads: int) -> Models:
     """
     pose: dict[str, PoseModel] = {}
     detectors: dict[str, Detector] = {}
-    for _, _, folder in stored_models(settings.model_store):
+    for folder in stored_models(settings.model_store):
         stored = load_model(folder)
         if isinstance(stored.description, DetectorDescription):
             detectors[stored.description.id] = Detector.opened(stored, settings.max_boxes, threads)

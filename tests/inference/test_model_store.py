@@ -63,11 +63,11 @@ def graph(
 
 
 def test_every_model_of_the_store_is_whole():
-    found = list(stored_models(STORE))
+    found = stored_models(STORE)
     assert found
-    for name, version, folder in found:
+    for folder in found:
         stored = load_model(folder)
-        assert stored.description.id == f"{name}/{version}"
+        assert stored.description.id == f"{folder.parent.name}/{folder.name}"
         if isinstance(stored.description, DetectorDescription):
             assert Detector.opened(stored, 100).description == stored.description
         else:
@@ -91,7 +91,7 @@ def test_models_are_listed_by_name_and_ascending_version(tmp_path):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "model.toml").touch()
     (tmp_path / "a/11").mkdir()
-    assert [(name, version) for name, version, _ in stored_models(tmp_path)] == [("a", "9"), ("a", "10"), ("b", "1")]
+    assert stored_models(tmp_path) == [tmp_path / "a/9", tmp_path / "a/10", tmp_path / "b/1"]
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.toml"])

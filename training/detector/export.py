@@ -27,7 +27,6 @@ from training.data import Picture
 from training.detector.augment import PAD
 from training.detector.network import MEAN, STD, STRIDES, PersonDetector, normalised
 from training.export import (
-    add_int8_argument,
     add_store_arguments,
     check_finite,
     graph_of,
@@ -208,7 +207,6 @@ def main() -> None:
     )
     parser.add_argument("weights", type=Path, help="weights.pth of a training run, or its checkpoint.pth")
     add_store_arguments(parser)
-    add_int8_argument(parser)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_faults():
