@@ -102,7 +102,8 @@ def serve() -> int:
 def main() -> int:
     """`serve`, which takes no arguments."""
     if sys.argv[1:]:
-        print(f"{sys.argv[1]}: there are no arguments; settings are POSE_… in the environment (README.md)", file=sys.stderr)
+        told = "this command takes no arguments; settings are POSE_… in the environment (README.md)"
+        print(f"{sys.argv[1]}: {told}", file=sys.stderr)
         return 1
     return serve()
 

@@ -40,10 +40,10 @@ def serve() -> None:
 
 def _of_a_service(command: Callable[..., None]) -> Callable[..., None]:
     command = click.option(
-        "--key", envvar="LPN_KEY", help="Key of that service, if it wants one; LPN_KEY in the environment."
+        "--key", envvar="LPN_KEY", help="API key of that service, if it needs one; also read from LPN_KEY."
     )(command)
     return click.option(
-        "--server", metavar="URL", help="Ask the service at this address; without it, one within this process does the work."
+        "--server", metavar="URL", help="Address of a running service. Without it this command does the work itself."
     )(command)
 
 
@@ -99,9 +99,10 @@ def predict(
 ) -> None:
     """Find the people of PHOTOS, files or folders, and write one COCO file of them all.
 
-    A photo is called by its path in the folder that was named, or by its name alone. Of folders, files named .jpg, .jpeg,
-    .png, .webp, .bmp, .tif and .tiff are photos. One that cannot be read is left out and told of at the end; the exit code
-    is 1 then. Without --boxes, photos are numbered from 0 in the order of the arguments, those of a folder by path.
+    A photo's file_name in the answer is its path within the named folder, or its bare name. In folders, files that end
+    in .jpg, .jpeg, .png, .webp, .bmp, .tif or .tiff are photos. Photos that cannot be read are left out and listed at the
+    end; the exit code is then 1. Without --boxes, photos are numbered from 0 in the order of the arguments, those of a
+    folder by path.
     COCO results hold these numbers and no names of files: where you need names, take --format coco.
     """
     settings = _settings()
@@ -139,7 +140,9 @@ def predict(
 )
 @click.argument("video", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the answer; standard output without --draw."
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File for the messages. Without --out and --draw they go to standard output.",
 )
 @click.option(
     "--draw",

@@ -118,7 +118,7 @@ async def _from_form(request: Request, query: dict[str, str], settings: Settings
             if isinstance(part, str):
                 fields.append((name, part))
             elif name != "image":
-                raise at("invalid_option", ("form", name), "is not a part that is known; pictures are parts named image")
+                raise at("invalid_option", ("form", name), "is not a known part; name the parts with pictures image")
         if not files:
             raise Problem("invalid_image", "The form holds no part named image with a file (curl: -F image=@people.jpg).")
         _check_count(len(files), settings)
@@ -240,7 +240,7 @@ def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRe
     if repeated:
         raise at("invalid_option", ("query", min(repeated)), "is given in the body as well")
     if "boxes" in query:
-        raise at("invalid_option", ("query", "boxes"), "is not taken beside JSON, where each picture has boxes of its own")
+        raise at("invalid_option", ("query", "boxes"), "is not taken beside JSON; give each picture its own boxes there")
     in_query = _options(query, "query", settings)
     try:
         parsed = JsonBody.model_validate(content, strict=True)  # true is no number, and "yes" is not true
@@ -304,7 +304,7 @@ def _refuse_strangers(values: Mapping[str, Any], known: Collection[str], where: 
     strangers = list(islice((name for name in values if name not in known), _TOLD_ERRORS))
     if strangers:
         names = ", ".join(known)
-        told = [FieldError((*where, name[:_TOLD_CHARACTERS]), f"is not known; there are {names}") for name in strangers]
+        told = [FieldError((*where, name[:_TOLD_CHARACTERS]), f"is not known; known are {names}") for name in strangers]
         raise _of_errors(told)
 
 

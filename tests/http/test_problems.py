@@ -649,7 +649,7 @@ def test_a_request_id_is_given_back_or_made(client):
         ({"keypoint_threshold": "nan"}, "keypoint_threshold must be a finite number"),
         ({"format": "xml"}, "format must be 'coco' or 'results'; it is \"xml\""),
         ({"model": "m" * 129}, "model must be of 128 characters at most"),
-        ({"unknown": "1"}, "unknown is not known; there are model, format"),
+        ({"unknown": "1"}, "unknown is not known; known are model, format"),
     ],
 )
 def test_details_are_in_the_services_own_words(client, small, options, told):

@@ -78,7 +78,7 @@ def test_a_setting_that_there_is_not_is_told_for_a_misspelt_key_would_open_the_s
 
 
 def test_arguments_are_told_to_mean_nothing():
-    assert refusal("--port", "9999").startswith("--port: there are no arguments; settings are POSE_…")
+    assert refusal("--port", "9999").startswith("--port: this command takes no arguments; settings are POSE_…")
     assert refusal(api_key="secret", lane="2").count("\n") == 2
 
 

@@ -222,7 +222,7 @@ def test_streams_are_counted(start_service, t_pose):
         (
             "?colour=red",
             "invalid_option",
-            "query.colour is not known; there are model, keypoint_threshold, detection_threshold",
+            "query.colour is not known; known are model, keypoint_threshold, detection_threshold",
         ),
         ("?max_people=0", "invalid_option", "max_people"),
         ("?boxes=1,1,9,9", "invalid_option", "boxes"),

@@ -60,10 +60,10 @@ export async function follow(query, key, signal, seen, ended) {
     if (!over) seen(frame, answer);
   };
   socket.onclose = ({ code, reason }) => {
-    const known = { 1006: "the connection broke.", 1012: "the service stops." };
+    const known = { 1006: "the connection broke.", 1012: "the service is stopping." };
     end(opened ? `The stream ended: ${reason || known[code] || `code ${code}.`}` : "");
   };
-  tracks[0].onended = () => end("The camera was taken away.");
+  tracks[0].onended = () => end("The camera was disconnected or blocked.");
   signal.addEventListener("abort", () => {
     over = true;
     socket.close();

@@ -140,7 +140,7 @@ async function film() {
     canvas.ariaLabel = "The photo";
     draw();
     offer("retry", Boolean(photo && !answer));
-    tell(`There is no camera: ${error.message.replace(/\.$/, "")}.`, true);
+    tell(`The camera cannot be used: ${error.message.replace(/\.$/, "")}.`, true);
   }
 }
 
@@ -229,10 +229,10 @@ function report(content, header, took, asked, type) {
   const stages = header.split(",").map((stage) => stage.trim().match(/^(\w+);dur=([\d.]+)$/)?.slice(1)).filter(Boolean);
   const total = Number(stages.find(([name]) => name === "total")?.[1] ?? took);
   const people = content.annotations.length;
-  const where = people ? "" : " You can drag a box around one.";
-  const unseen = shown(content.images[0]) ? "" : " This browser cannot show the photo, or not upright: the skeletons are drawn alone.";
-  tell(`${people === 1 ? "1 person" : `${people} people`} by ${content.info.model}/${content.info.model_version} in ${total.toFixed(0)} ms, `
-    + `${took.toFixed(0)} ms with the way there and back.${where}${unseen}`);
+  const where = people ? "" : " You can drag a box around a person.";
+  const unseen = shown(content.images[0]) ? "" : " This browser cannot show this photo, or not upright; only the skeletons are drawn.";
+  tell(`${people === 1 ? "1 person" : `${people} people`} by ${content.info.model}/${content.info.model_version} in ${total.toFixed(0)} ms `
+    + `(${took.toFixed(0)} ms with the network).${where}${unseen}`);
   canvas.ariaLabel = `The photo with the skeletons of ${people === 1 ? "1 person" : `${people} people`}`;
   part("timing").replaceChildren(...stages.map(([name, value]) => row(name, Number(value), total)));
   const quoted = `'${photo.name.replaceAll("'", "'\\''")}'`;
@@ -352,7 +352,7 @@ function describe([x, y]) {
     .filter((joint) => joint.away < reach)
     .sort((one, other) => one.away - other.away)[0];
   canvas.title = near
-    ? `${near.name}: score ${near.score.toFixed(2)}` + (near.error === undefined ? "" : `, some ${Number(near.error.toPrecision(2))} pixels off`)
+    ? `${near.name}: score ${near.score.toFixed(2)}` + (near.error === undefined ? "" : `, expected error ${Number(near.error.toPrecision(2))} pixels`)
     : photo ? "Drag a box around a person" : "";
 }
 
@@ -437,7 +437,7 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   part("stage").classList.remove("over");
   if (event.dataTransfer.files.length) show(event.dataTransfer.files[0]);
-  else tell("That holds no file. Copy the picture and paste it, or save it first.", true);
+  else tell("What you dropped is not a file. Save the picture first, or copy and paste it.", true);
 });
 part("flip").addEventListener("change", send);
 part("model").addEventListener("change", () => {
@@ -446,7 +446,7 @@ part("model").addEventListener("change", () => {
 });
 part("keys").addEventListener("submit", async (event) => {
   event.preventDefault();
-  if (await listModels()) photo ? send() : tell("The service takes the key.");
+  if (await listModels()) photo ? send() : tell("The key is accepted.");
 });
 for (const id of ["threshold", "errors", "boxes"]) part(id).addEventListener("input", redraw);
 
