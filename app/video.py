@@ -150,7 +150,8 @@ async def track(
                 except PictureError as error:
                     raise click.ClickException(f"{frames.file}: {problem_of(error).detail}") from error
                 except (LaneLost, BatchFailed, NotReady) as error:
-                    raise click.ClickException(f"{frames.file}, frame {number}: {error}") from error
+                    cause = f" ({error.__cause__})" if error.__cause__ else ""
+                    raise click.ClickException(f"{frames.file}, frame {number}: {error}{cause}") from error
                 if lines:
                     total = time.perf_counter() - started
                     lines.write(coco_frame(number, 0, followed, model, threshold, total) + b"\n")

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("graphs", type=Path, nargs="+", metavar="MODEL.onnx")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--size", type=int, nargs=2, default=(384, 512), help="height and width of what detectors search")
+    parser.add_argument("--size", type=int, nargs=2, default=(416, 416), help="height and width of what a detector searches")
     arguments = parser.parse_args()
     sessions = [open_session(graph.read_bytes()) for graph in arguments.graphs]
     batch, size = arguments.batch, arguments.size

@@ -9,7 +9,6 @@ import logging
 import re
 import select
 import socket
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -339,8 +338,8 @@ class Connection(HttpToolsProtocol):
             return
         # A request that the application is reading already breaks off there, and is counted there, under the same id.
         read = self._head_complete and self.cycle is not None
-        request_id = request_id_of(dict(self.cycle.scope)) if read else uuid.uuid4().hex
-        response = self._refusal(problem, request_id, counted=not read or self._answering is not self.cycle)
+        scope: Any = self.cycle.scope if read else {"headers": []}
+        response = self._refusal(problem, request_id_of(scope), counted=not read or self._answering is not self.cycle)
         head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
         self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (problem.status, head, response.body))
         self.transport.close()

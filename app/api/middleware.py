@@ -30,9 +30,12 @@ OPEN_PATHS = PROBES | pages.PATHS
 
 
 def request_id_of(scope: Scope) -> str:
-    """The id that a request brings, if it has the form of one, or a new one."""
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    """The id that a request brings, if it has the form of one, or a new one, which is noted in its state."""
+    state: dict[str, str] = scope.setdefault("state", {})
+    if "request_id" not in state:
+        given = Headers(scope=scope).get("x-request-id", "")
+        state["request_id"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return state["request_id"]
 
 
 class RequestContext:
@@ -55,9 +58,9 @@ class RequestContext:
         if method == "HEAD":  # as GET; uvicorn leaves the body out
             scope = {**scope, "method": "GET"}
         request_id = request_id_of(scope)
-        state = scope.setdefault("state", {})
+        state = scope["state"]
         seconds: dict[str, float] = {}
-        state.update(request_id=request_id, seconds=seconds, status=0)  # of the answer, once it is begun
+        state.update(seconds=seconds, status=0)  # of the answer, once it is begun
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "websocket.accept":

@@ -146,7 +146,7 @@ class ModelOut(BaseModel):
     precision: str
     sha256: str
     default: bool
-    input_width: int
+    input_width: int = Field(description="Pixels of a crop; of a detector's picture at most.")
     input_height: int
     keypoints: list[str]
     skeleton: list[Pair]

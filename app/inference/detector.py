@@ -55,12 +55,17 @@ class Detector:
             raise ModelError(f"model {description.id} is a pose model, not a person detector")
         session = open_graph(stored, ["height", "width", 3], ["A", 4], ["A"])
         detector = cls(description, session, open_session(stored.onnx, threads) if threads > 1 else None, max_people)
+        smallest = (1, description.detection.stride, description.input.width, 3)
+        try:
+            detector.network.run(np.zeros(smallest, np.uint8))
+        except Exception as error:  # onnxruntime's errors share no class of their own
+            raise ModelError(f"model {description.id}: model.onnx cannot search a letterbox of {list(smallest)}") from error
         stored.check_golden(lambda letterbox: detector.network.run(letterbox[None]).values[0], _GOLDEN_PIXELS)
         return detector
 
     @property
     def side(self) -> int:
-        """The longer side of the letterbox, in pixels."""
+        """The longer side of the largest letterbox, in pixels."""
         return max(self.description.input.width, self.description.input.height)
 
     def letterbox(self, picture: UInt8, reduction: int) -> Letterbox:

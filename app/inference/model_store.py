@@ -29,7 +29,7 @@ class _Table(BaseModel):
 
 
 class InputTable(_Table):
-    """The pictures that the graph takes: uint8 [N, height, width, 3]. Normalisation is part of the graph; recorded here."""
+    """The pictures that the graph takes, a detector at most: uint8 [N, height, width, 3]. It normalises them so."""
 
     width: Annotated[int, Field(ge=16, le=2048)]
     height: Annotated[int, Field(ge=16, le=2048)]

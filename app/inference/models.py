@@ -64,7 +64,7 @@ def _named(models: dict[str, M], name: str) -> M | None:
 
 
 def warm_up(model: PoseModel | Detector, most: int) -> float:
-    """Run every batch size up to `most` once; the seconds a crop (of a pose model without the flip test) at the quickest."""
+    """Run every batch size up to `most`, a detector one picture; the seconds a crop, without flip test, at the quickest."""
     if isinstance(model, Detector):
         networks, most = [model.network], 1
     else:

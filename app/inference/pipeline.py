@@ -183,7 +183,7 @@ class Pipeline:
         return told if stalled else None
 
     async def start(self) -> None:
-        """Open the lanes and run every batch size of every model once, which also measures the capacity."""
+        """Open the lanes and warm up every model, which also measures the capacity."""
         self.scheduler.start()
         try:
             for model in self.models.pose.values():
@@ -411,7 +411,7 @@ class Pipeline:
         return pictures, reductions, image.upright_size(pictures[times], header, times)
 
     async def _warm_up(self, model: PoseModel | Detector) -> float:
-        """Run every batch size of a model once; the seconds a crop at the quickest."""
+        """Run all that a lane may run of a model once; the seconds a crop at the quickest."""
         most, told = self._settings.max_batch_crops, model.description
         seconds = await asyncio.get_running_loop().run_in_executor(self._picture_threads, warm_up, model, most)
         self._metrics.model_info.labels(told.name, told.version, told.precision, told.sha256).set(1)

@@ -118,7 +118,7 @@ def open_graph(stored: StoredModel, picture: Shape, *outputs: Shape) -> onnxrunt
     ):
         raise ModelError(
             f"model {description.id}: model.onnx must take uint8 {_batch_of(picture)} and give "
-            f"{' and '.join(map(_batch_of, outputs))} as model.toml says"
+            f"{' and '.join(map(_batch_of, outputs))} as model.toml says; names stand for any length"
         )
     return session
 

@@ -59,7 +59,7 @@ class Metrics:
         )
         self.batch_crops = Histogram(
             "pose_batch_crops",
-            "Crops (a detector's: pictures) in a call of a network.",
+            "Crops in a call of a network (a detector's: one picture).",
             ("model",),
             buckets=_CROPS,
             registry=registry,

@@ -406,7 +406,7 @@ MACHINE = [
     [
         heat_map(
             "Batch sizes",
-            "pose_batch_crops, of the detector too unless a model is chosen. Batches grow with the queue, up to "
+            "pose_batch_crops, of the detector too, always 1, unless a model is chosen. Batches grow with the queue, up to "
             "POSE_MAX_BATCH_CROPS.",
             "short",
             f"sum by (le) (increase(pose_batch_crops_bucket{{{MODEL}}}[{RATE}]))",

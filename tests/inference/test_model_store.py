@@ -242,6 +242,13 @@ def test_a_detector_of_one_size_alone_is_refused(tmp_path):
         Detector.opened(load_model(folder), 9)
 
 
+def test_a_stride_that_the_graph_does_not_take_is_told(tmp_path):
+    folder = shutil.copytree(STORE / "person-det/1", tmp_path / "person-det/1")
+    edit(folder, lambda text: text.replace("stride = 32", "stride = 8"))
+    with pytest.raises(ModelError, match=r"person-det/1: model\.onnx cannot search a letterbox of \[1, 8, 416, 3\]"):
+        Detector.opened(load_model(folder), 9)
+
+
 @pytest.mark.parametrize("side", ["width", "height"])
 def test_a_letterbox_is_whole_strides(tmp_path, side):
     folder = shutil.copytree(STORE / "person-det/1", tmp_path / "person-det/1")
