@@ -27,6 +27,20 @@ from app.inference.scheduler import LaneLost
 from tests.conftest import PHOTOS, ROOT, T_POSE_BOX, TWO_WOMEN_BOXES
 
 
+def task_of(photos, folder):
+    """A photo or a folder of photos → people.json in a folder, as `predict` is asked for it."""
+    return many.Task(
+        photos=many.photos_of([photos], None),
+        options={},
+        run={},
+        out=folder / "people.json",
+        form="coco",
+        draw=None,
+        max_bytes=10**8,
+        max_pixels=10**8,
+    )
+
+
 @pytest.fixture
 def lpn(tmp_path):
     """Run `lpn` in a folder of its own, as scripts/lpn does; its exit code, standard output and standard error."""
@@ -229,16 +243,7 @@ def test_predict_does_not_mix_the_answers_of_two_models(photos, tmp_path):
             )
 
         async with AsyncPoseClient(transport=httpx.MockTransport(answer)) as client:
-            asked = many.Task(
-                photos=many.photos_of([photos], None),
-                options={},
-                run={},
-                out=tmp_path / "people.json",
-                form="coco",
-                draw=None,
-                max_bytes=10**8,
-                max_pixels=10**8,
-            )
+            asked = task_of(photos, tmp_path)
             await many.predict(asked, client, 1, lambda _: None)
 
     with pytest.raises(PoseError, match="answers with the model lpn50/2 now, and with lpn50/1 before"):
@@ -396,16 +401,7 @@ def test_predict_asks_again_for_a_photo_that_was_late(tmp_path, monkeypatch, lat
 
     async def run():
         async with AsyncPoseClient(transport=httpx.MockTransport(lambda _: next(answers))) as client:
-            task = many.Task(
-                photos=many.photos_of([PHOTOS / "t_pose_cc0.jpg"], None),
-                options={},
-                run={},
-                out=tmp_path / "people.json",
-                form="coco",
-                draw=None,
-                max_bytes=10**8,
-                max_pixels=10**8,
-            )
+            task = task_of(PHOTOS / "t_pose_cc0.jpg", tmp_path)
             return await many.predict(task, client, 1, lambda _: None)
 
     assert len(asyncio.run(run())) == (late > 3)

@@ -217,19 +217,24 @@ def told_by(pipeline: StandIn, seconds: float, max_people: int) -> list[Followed
     return asyncio.run(follow_all())
 
 
-@pytest.mark.parametrize(("score", "last"), [(0.4, 4), (0.7, 11)])  # seconds: the less sure, the sooner
-def test_whoever_the_detector_does_not_find_again_is_told_for_some_searches_and_no_longer(score, last):
+def told_of_a_ghost(score: float, seconds: int) -> list[list[int]]:
+    """The numbers told of somebody of that score whom the detector finds in the first frame alone."""
     pipeline = StandIn(1, score=score)
 
     async def follow_all() -> list[list[int]]:
         follower, task = Follower(pipeline), PoseTask([b""], [None], None, False, None, 50, None, 0.0)
         told = []
-        for number in range(14 * SECOND):
+        for number in range(seconds * SECOND):
             told.append((await follower.follow(task, number / SECOND)).ids)
             pipeline.finds = False
         return told
 
-    told = asyncio.run(follow_all())
+    return asyncio.run(follow_all())
+
+
+@pytest.mark.parametrize(("score", "last"), [(0.4, 4), (0.7, 11)])  # seconds: the less sure, the sooner
+def test_whoever_the_detector_does_not_find_again_is_told_for_some_searches_and_no_longer(score, last):
+    told = told_of_a_ghost(score, 14)
     assert [number for number, numbers in enumerate(told) if numbers] == list(range(last * SECOND))
 
 
@@ -283,14 +288,4 @@ def test_a_search_asks_for_no_more_people_than_a_request_may():
 
 
 def test_whoever_has_no_sure_joint_is_gone_with_the_next_search():
-    pipeline = StandIn(1, score=0.1)
-
-    async def follow_all() -> list[list[int]]:
-        follower, task = Follower(pipeline), PoseTask([b""], [None], None, False, None, 50, None, 0.0)
-        told = []
-        for number in range(2 * SECOND):
-            told.append((await follower.follow(task, number / SECOND)).ids)
-            pipeline.finds = False
-        return told
-
-    assert asyncio.run(follow_all())[-1] == []
+    assert told_of_a_ghost(0.1, 2)[-1] == []
