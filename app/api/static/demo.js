@@ -232,7 +232,7 @@ function report(content, header, took, asked, type) {
   const where = people ? "" : " You can drag a box around a person.";
   const unseen = shown(content.images[0]) ? "" : " This browser cannot show this photo, or not upright; only the skeletons are drawn.";
   tell(`${people === 1 ? "1 person" : `${people} people`} by ${content.info.model}/${content.info.model_version} in ${total.toFixed(0)} ms `
-    + `(${took.toFixed(0)} ms with the network).${where}${unseen}`);
+    + `(${took.toFixed(0)} ms round trip).${where}${unseen}`);
   canvas.ariaLabel = `The photo with the skeletons of ${people === 1 ? "1 person" : `${people} people`}`;
   part("timing").replaceChildren(...stages.map(([name, value]) => row(name, Number(value), total)));
   const quoted = `'${photo.name.replaceAll("'", "'\\''")}'`;
