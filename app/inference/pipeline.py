@@ -8,17 +8,16 @@ stage can do with; while networks work they are not kept but decoded again: the 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from app.inference.detector import Detector, Letterbox
 from app.inference.models import open_models, warm_up
+from app.inference.picture_threads import PictureThreads
 from app.inference.pose import Crops, PoseModel
 from app.inference.scheduler import Room, Scheduler
 from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores
@@ -32,9 +31,7 @@ log = logging.getLogger(__name__)
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
-T = TypeVar("T")
 
-_STALLED_SECONDS = 30.0  # a picture that is worked on for so long is not done any more: the slowest take some seconds
 _MOST_THREADS = 4  # of a crop that is alone: the networks are small
 _KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB …
 _KEPT_PICTURES = 100  # … while no more crops and pictures than that are in the queue
@@ -159,9 +156,7 @@ class Pipeline:
         self.scheduler = Scheduler(self._lanes, settings.queue_crops, settings.max_batch_crops, metrics)
         metrics.lanes.set(self._lanes)
         metrics.queue_limit.set(settings.queue_crops)
-        self._picture_threads = ThreadPoolExecutor(self._lanes, "pictures")
-        self._begun: dict[object, float] = {}  # when the jobs that are on picture threads were
-        self._stalled = False  # all of them, as was told last
+        self._picture_threads = PictureThreads(self._lanes)
         self._throttled = throttled_seconds()
         self._not_warm: str | None = "The models are being warmed up."
         self.draining = False  # the service is about to stop; what still comes is answered
@@ -174,13 +169,7 @@ class Pipeline:
             return self._not_warm
         if not self.scheduler.ready:
             return "No lane runs, or as many as there are cores stand still."
-        begun = list(self._begun.values())
-        stalled = len(begun) >= self._lanes and time.monotonic() - max(begun) > _STALLED_SECONDS
-        told = f"All threads that decode pictures have been at one for over {_STALLED_SECONDS:.0f} s."
-        if stalled and not self._stalled:
-            log.error(told)
-        self._stalled = stalled
-        return told if stalled else None
+        return self._picture_threads.why_stalled
 
     async def start(self) -> None:
         """Open the lanes and warm up every model, which also measures the capacity."""
@@ -202,7 +191,7 @@ class Pipeline:
         """Close the lanes and the picture threads."""
         self._not_warm = "The service has stopped."
         await self.scheduler.stop()
-        self._picture_threads.shutdown(wait=False, cancel_futures=True)
+        self._picture_threads.close()
 
     def tell_throttling(self) -> None:
         """Bring the metric of throttled seconds up to date."""
@@ -267,7 +256,7 @@ class Pipeline:
         """All pictures, searched where they are to be, and cut; and the seconds that the search took and that was waited."""
         found, search = await self._search(task)
         room.resize(_room_for(task, found))
-        prepared, wait = await self._on_picture_threads(
+        prepared, wait = await self._picture_threads.run(
             lambda number: self._prepare(task, number, model, found.get(number)), range(len(task.pictures))
         )
         return prepared, search | {"queue": search.get("queue", 0.0) + wait}
@@ -282,7 +271,9 @@ class Pipeline:
             return None, 0.0, 0.0
         started = time.perf_counter()
         async with asyncio.timeout_at(task.deadline):
-            (drawn,), wait = await self._on_picture_threads(lambda n: self._draw(task.pictures[n], asked, model, people), [0])
+            (drawn,), wait = await self._picture_threads.run(
+                lambda n: self._draw(task.pictures[n], asked, model, people), [0]
+            )
         return drawn, time.perf_counter() - started - wait, wait
 
     def _draw(self, data: bytes, asked: Drawing, model: PoseModel, people: People) -> bytes:
@@ -300,7 +291,7 @@ class Pipeline:
         detector = self.models.detector
         if detector is None:
             raise NoDetector
-        overviews, wait = await self._on_picture_threads(lambda n: self._overview(task, n, detector), numbers)
+        overviews, wait = await self._picture_threads.run(lambda n: self._overview(task, n, detector), numbers)
         letterboxes = [overview.letterbox.pixels for overview in overviews]
         ticket = await self.scheduler.run(detector.network, letterboxes, task.deadline)
         people = [detector.found(each, task.detection_threshold, task.max_people) for each in ticket.results]
@@ -313,41 +304,6 @@ class Pipeline:
             _Found(p, o.letterbox.gain, o.header, o.picture, o.reduction) for p, o in zip(people, overviews, strict=True)
         ]
         return dict(zip(numbers, found, strict=True)), seconds
-
-    async def _on_picture_threads(self, work: Callable[[int], T], numbers: Sequence[int]) -> tuple[list[T], float]:
-        """What `work` makes of each number, on the picture threads, and the seconds until the first was begun.
-
-        Once one fails, those that wait are dropped. As many as there are threads are begun at once: after them it is the turn
-        of other requests.
-        """
-        asked = time.perf_counter()
-        waits: list[float] = []
-        # And with it the body: a job lies in the threads' queue until its turn, even where it is cancelled, and holds this.
-        held = [work]
-
-        def timed(number: int) -> T:
-            waits.append(time.perf_counter() - asked)
-            job = object()
-            self._begun[job] = time.monotonic()
-            try:
-                return held[0](number)
-            finally:
-                del self._begun[job]
-
-        turns = asyncio.Semaphore(self._lanes)
-
-        async def in_turn(number: int) -> T:
-            async with turns:
-                return await asyncio.get_running_loop().run_in_executor(self._picture_threads, timed, number)
-
-        jobs = [asyncio.ensure_future(in_turn(number)) for number in numbers]
-        try:
-            return await asyncio.gather(*jobs), min(waits, default=0.0)
-        except BaseException:
-            held.clear()
-            for job in jobs:
-                job.cancel()
-            raise
 
     def _overview(self, task: PoseTask, number: int, detector: Detector) -> _Overview:
         """Decode picture `number`, as small as the detector can do with, and letterbox it; on a picture thread."""
@@ -413,7 +369,7 @@ class Pipeline:
     async def _warm_up(self, model: PoseModel | Detector) -> float:
         """Run all that a lane may run of a model once; the seconds a crop at the quickest."""
         most, told = self._settings.max_batch_crops, model.description
-        seconds = await asyncio.get_running_loop().run_in_executor(self._picture_threads, warm_up, model, most)
+        (seconds,), _ = await self._picture_threads.run(lambda _: warm_up(model, most), [0])
         self._metrics.model_info.labels(told.name, told.version, told.precision, told.sha256).set(1)
         log.info("model %s is warm", told.id, extra={"ms_per_crop": round(seconds * 1000, 2)})
         return seconds

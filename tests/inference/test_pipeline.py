@@ -98,7 +98,7 @@ def test_a_request_whose_picture_is_decoded_slowly_is_answered_at_its_deadline(m
 
 
 def test_no_work_is_taken_while_all_picture_threads_stand_still(monkeypatch):
-    stalled = "app.inference.pipeline._STALLED_SECONDS"
+    stalled = "app.inference.picture_threads._STALLED_SECONDS"
 
     async def work(pipeline: Pipeline) -> None:
         gates = [threading.Event(), threading.Event()]
@@ -106,7 +106,7 @@ def test_no_work_is_taken_while_all_picture_threads_stand_still(monkeypatch):
         for gate in gates:
             monkeypatch.setattr(stalled, 0.0)
             assert pipeline.why_not_ready is None  # one of two at the most stands still
-            jobs.append(asyncio.create_task(pipeline._on_picture_threads(lambda _, gate=gate: gate.wait(30), [0])))
+            jobs.append(asyncio.create_task(pipeline._picture_threads.run(lambda _, gate=gate: gate.wait(30), [0])))
             await asyncio.sleep(0.3)
         monkeypatch.setattr(stalled, 100.0)
         assert pipeline.why_not_ready is None
@@ -130,11 +130,11 @@ def test_the_picture_threads_queue_keeps_nothing_of_a_request_that_has_ended():
     async def work(pipeline: Pipeline) -> None:
         gate, body = threading.Event(), Body()
         kept = weakref.ref(body)
-        first = asyncio.create_task(pipeline._on_picture_threads(lambda _: gate.wait(20), [0]))
+        first = asyncio.create_task(pipeline._picture_threads.run(lambda _: gate.wait(20), [0]))
         await asyncio.sleep(0.05)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.05):
-                await pipeline._on_picture_threads(lambda _, held=body: held, [0, 1])
+                await pipeline._picture_threads.run(lambda _, held=body: held, [0, 1])
         del body
         await asyncio.sleep(0.05)
         assert kept() is None
