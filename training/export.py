@@ -39,7 +39,7 @@ from training.weights import read_lpn, write_content
 
 log = logging.getLogger("export")
 
-WIDTH, HEIGHT = 192, 256
+HEIGHT = 256  # of crops, whose width is ¾ of it
 KEYPOINT_THRESHOLD = 0.2  # the reference's IN_VIS_THRE
 _GOLDEN = Path(__file__).parent / "golden.png"  # a crop of tests/data/photos/t_pose_cc0.jpg
 _TOLERANCE = 1e-4
@@ -48,51 +48,58 @@ _OPSET = 18
 
 
 def export(
-    weights: dict[str, Tensor], store: Path, name: str, version: str, decoder: Decoder, people: Path | None = None
+    weights: dict[str, Tensor],
+    store: Path,
+    name: str,
+    version: str,
+    decoder: Decoder,
+    people: Path | None = None,
+    height: int = HEIGHT,
 ) -> Path:
     """Write <store>/<name>/<version>/model.onnx and model.toml, and give the folder. Denormal weights become 0.
 
-    With `people`, a COCO file whose people's crops tell the ranges of its values, the graph is in int8. Raises ValueError for
-    weights that are no LPN's or a name that the store does not take, DataError where there are no such people, and ModelError
-    for weights that are not finite, where the float32 graph differs from PyTorch by more than 1e-4, or where int8 moves
-    joints. Nothing is written then: a model already there stays whole.
+    The model takes crops `height` pixels high, a multiple of 64. With `people`, a COCO file whose people's crops tell the
+    ranges of its values, the graph is in int8. Raises ValueError for weights that are no LPN's or a name that the store does
+    not take, DataError where there are no such people, and ModelError for weights that are not finite, where the float32
+    graph differs from PyTorch by more than 1e-4, or where int8 moves joints. Nothing is written then: a model already there
+    stays whole.
     """
     depth = depth_of(weights)
     model = LPN(depth).eval()
     model.load_state_dict({key: without_denormals(value) for key, value in weights.items()})
     check_finite(model)
-    samples = None if people is None else samples_of(people, _first_person)
-    crops = torch.zeros((2, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+    samples = None if people is None else samples_of(people, lambda picture: _first_person(picture, height))
+    crops = torch.zeros((2, height, height * 3 // 4, 3), dtype=torch.uint8)
+    golden = _golden_crop(height)
     graph, precision = graph_of(ServedLPN(model), crops, "crops", ["heatmaps"]), "float32"
-    _check(graph, model)
+    _check(graph, model, height)
     if samples is not None:
         plain, graph, precision = graph, in_int8(graph, "crops", samples), "int8"
-        _check_int8(graph, plain, decoder)
-    description = _toml(name, version, depth, precision, graph, decoder) + _golden(graph, decoder)
+        _check_int8(graph, plain, decoder, golden)
+    description = _toml(name, version, depth, precision, graph, decoder, height) + _golden(graph, decoder, golden)
     ModelDescription.model_validate(tomllib.loads(description))
     folder = store / name / version
-    write_model(folder, graph, _GOLDEN, description)
+    write_model(folder, graph, cv2.imencode(".png", golden)[1].tobytes(), description)
     PoseModel.load(folder)
     log.info("%s/%s: LPN-%d, %s, %.1f MB", name, version, depth, precision, len(graph) / 1e6)
     return folder
 
 
-def _first_person(picture: Picture) -> npt.NDArray[np.uint8] | None:
-    """The crop [h, w, 3] of a picture's first person with keypoints."""
+def _first_person(picture: Picture, height: int) -> npt.NDArray[np.uint8] | None:
+    """The crop [height, w, 3] of a picture's first person with keypoints."""
+    width = height * 3 // 4
     boxes = labelled_boxes(picture).places[:1]
     if not len(boxes):
         return None
-    pixels = np.empty((1, HEIGHT, WIDTH, 3), np.uint8)
-    crop.cut_crops(picture.pixels(), box.crop_affines(*box.centres_and_sizes(boxes, WIDTH / HEIGHT), WIDTH, HEIGHT), pixels)
+    pixels = np.empty((1, height, width, 3), np.uint8)
+    crop.cut_crops(picture.pixels(), box.crop_affines(*box.centres_and_sizes(boxes, width / height), width, height), pixels)
     return np.asarray(pixels[0])
 
 
-def write_model(folder: Path, graph: bytes, golden: Path, description: str) -> None:
+def write_model(folder: Path, graph: bytes, golden: bytes, description: str) -> None:
     """Write the files of a model that the service reads, over those of another one if all can be. Raises DataError."""
     make_folder(folder)
-    write_together(
-        {folder / "model.onnx": graph, folder / "golden.png": golden.read_bytes(), folder / "model.toml": description}
-    )
+    write_together({folder / "model.onnx": graph, folder / "golden.png": golden, folder / "model.toml": description})
 
 
 def without_denormals(values: Tensor) -> Tensor:
@@ -142,11 +149,11 @@ def graph_of(module: nn.Module, pictures: Tensor, name: str, outputs: list[str],
     return bytes(graph.SerializeToString())
 
 
-def _check(graph: bytes, model: LPN) -> None:
+def _check(graph: bytes, model: LPN, height: int) -> None:
     """Compare the graph with PyTorch on pictures, at several batch sizes."""
     session = open_session(graph)
     for batch in (1, 3):
-        crops = patterns(batch, HEIGHT, WIDTH)
+        crops = patterns(batch, height, height * 3 // 4)
         with torch.inference_mode():
             expected = model(normalised(torch.from_numpy(crops))).numpy()
         found = session.run(None, {"crops": crops})[0]
@@ -155,9 +162,9 @@ def _check(graph: bytes, model: LPN) -> None:
             raise ModelError(f"the exported graph differs from PyTorch by {difference:g} at batch {batch}")
 
 
-def _check_int8(graph: bytes, plain: bytes, decoder: Decoder) -> None:
+def _check_int8(graph: bytes, plain: bytes, decoder: Decoder, golden: npt.NDArray[np.uint8]) -> None:
     """Raise ModelError where joints of the golden crop are found elsewhere in int8: its samples tell too little of people."""
-    found, expected = (decoder(_golden_heatmaps(each))[0] for each in (graph, plain))
+    found, expected = (decoder(_heatmaps(each, golden))[0] for each in (graph, plain))
     cells = float(np.median(np.linalg.norm((found - expected)[:, :2], axis=1)))
     scores = float(np.abs(found - expected)[:, 2].mean())
     if cells > _INT8_CELLS or scores > _INT8_SCORES:
@@ -167,9 +174,14 @@ def _check_int8(graph: bytes, plain: bytes, decoder: Decoder) -> None:
         )
 
 
-def _golden_heatmaps(graph: bytes) -> npt.NDArray[np.float32]:
-    crop = np.asarray(cv2.imread(str(_GOLDEN)), np.uint8)
-    return np.asarray(open_session(graph).run(None, {"crops": crop[None]})[0])
+def _golden_crop(height: int) -> npt.NDArray[np.uint8]:
+    """golden.png, enlarged or reduced to that height where it has another."""
+    golden = np.asarray(cv2.imread(str(_GOLDEN)), np.uint8)
+    return golden if height == HEIGHT else np.asarray(cv2.resize(golden, (height * 3 // 4, height)), np.uint8)
+
+
+def _heatmaps(graph: bytes, golden: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    return np.asarray(open_session(graph).run(None, {"crops": golden[None]})[0])
 
 
 def patterns(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -183,7 +195,7 @@ def patterns(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     return np.asarray(pictures / 4 * 255, np.uint8)
 
 
-def _toml(name: str, version: str, depth: int, precision: str, graph: bytes, decoder: Decoder) -> str:
+def _toml(name: str, version: str, depth: int, precision: str, graph: bytes, decoder: Decoder, height: int) -> str:
     """The text of model.toml, checked against the service's schema by load_model."""
     return f"""# All that the service needs to know of model.onnx. CARD.md tells people the rest.
 name = "{name}"
@@ -194,15 +206,15 @@ sha256 = "{hashlib.sha256(graph).hexdigest()}"
 
 # The graph takes crops as uint8 [N, height, width, 3] and normalises them: (value / 255 - mean) / std, in channel order.
 [input]
-width = {WIDTH}
-height = {HEIGHT}
+width = {height * 3 // 4}
+height = {height}
 channel_order = "BGR"
 mean = {list(MEAN)}
 std = {list(STD)}
 
 [heatmap]
-width = {WIDTH // HEATMAP_STRIDE}
-height = {HEIGHT // HEATMAP_STRIDE}
+width = {height * 3 // 4 // HEATMAP_STRIDE}
+height = {height // HEATMAP_STRIDE}
 {_decoding(decoder)}
 
 [keypoints]
@@ -220,9 +232,9 @@ def _decoding(decoder: Decoder) -> str:
     return "\n".join([f"beta = {decoder.beta}", *window, *shifts])
 
 
-def _golden(graph: bytes, decoder: Decoder) -> str:
+def _golden(graph: bytes, decoder: Decoder, golden: npt.NDArray[np.uint8]) -> str:
     """The table of what the network makes of golden.png, one line a joint."""
-    (joints,) = decoder(_golden_heatmaps(graph))
+    (joints,) = decoder(_heatmaps(graph, golden))
     rows = "".join(f"    [{x:.2f}, {y:.2f}, {score:.3f}],\n" for x, y, score in joints.tolist())
     return f"""
 # What the network makes of golden.png: x, y in heatmap cells, score. The service compares at every start.
@@ -250,6 +262,13 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _height(text: str) -> int:
+    """A height that networks take, as a type for argparse."""
+    if not text.isdecimal() or int(text) not in range(64, 1025, 64):
+        raise argparse.ArgumentTypeError(f"{text!r}: a multiple of 64 up to 1024")
+    return int(text)
+
+
 def _checked(kind: Any) -> Callable[[str], str]:
     """What the store's schema takes for a name or version, as a type for argparse."""
 
@@ -267,12 +286,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.export", description="Make a model of the store from weights.")
     parser.add_argument("weights", type=Path, help="weights.pth of a training run")
     add_store_arguments(parser)
+    parser.add_argument("--height", type=_height, default=HEIGHT, help="of crops, as the last stage of the training had it")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_faults():
         halved = halved_weights(read_lpn(arguments.weights).state_dict())
         place = arguments.store, arguments.name, arguments.version
-        folder = export(halved, *place, OURS, arguments.int8)
+        folder = export(halved, *place, OURS, arguments.int8, arguments.height)
         write_content(folder / "weights.pth", halved)
 
 

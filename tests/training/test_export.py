@@ -111,17 +111,36 @@ def test_the_graph_has_a_free_batch_size_and_no_shape_arithmetic(imported):
 
 def test_a_graph_that_computes_something_else_is_refused(exported):
     model, graph = read_lpn(STORED / "weights.pth").eval(), (exported / "model.onnx").read_bytes()
-    _check(graph, model)
+    _check(graph, model, 256)
     with torch.no_grad():
         model.final_layer.bias += 0.01
     with pytest.raises(ModelError, match=r"differs from PyTorch by 0\.01"):
-        _check(graph, model)
+        _check(graph, model, 256)
 
 
 def test_the_command_makes_a_model_that_decodes_in_our_way(exported):
     assert decoder_of(PoseModel.load(exported)) == OURS
     given, kept = (read_lpn(file).state_dict() for file in (STORED / "weights.pth", exported / "weights.pth"))
     torch.testing.assert_close(kept, given, rtol=0, atol=0)
+
+
+def test_a_model_may_take_larger_crops(exported, tmp_path, monkeypatch):
+    command = ["export", str(STORED / "weights.pth"), "--name", "large", "--version", "1", "--store", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--height", "320"])
+    export_main()
+    large, usual = PoseModel.load(tmp_path / "large/1"), PoseModel.load(exported)
+    assert cv2.imread(str(tmp_path / "large/1/golden.png")).shape == (320, 240, 3)
+    assert large.plain.run(np.zeros((3, 320, 240, 3), np.uint8)).values.shape == (3, 17, 3)
+    found, expected = (np.array(model.description.golden.rows)[:, :2] for model in (large, usual))
+    assert np.median(np.linalg.norm(found / 1.25 - expected, axis=1)) < 0.5
+
+
+@pytest.mark.parametrize("height", ["100", "0", "-64", "2048", "high"])
+def test_a_height_that_no_network_takes_is_refused(height, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export", "x.pth", "--name", "x", "--version", "1", "--height", height])
+    with pytest.raises(SystemExit):
+        export_main()
+    assert "a multiple of 64 up to 1024" in capsys.readouterr().err
 
 
 def test_denormal_weights_are_flushed(tmp_path):

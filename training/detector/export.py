@@ -92,7 +92,7 @@ def export(weights: dict[str, Tensor], store: Path, name: str, version: str, peo
     description = _toml(name, version, precision, graph) + _golden(graph)
     DetectorDescription.model_validate(tomllib.loads(description))
     folder = store / name / version
-    write_model(folder, graph, _GOLDEN, description)
+    write_model(folder, graph, _GOLDEN.read_bytes(), description)
     Detector.opened(load_model(folder), 1)
     log.info("%s/%s: %s, %.1f MB", name, version, precision, len(graph) / 1e6)
     return folder
