@@ -70,7 +70,7 @@ def serve() -> int:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=75,  # proxies and clients drop an idle connection after a minute at most: never under a request
+        timeout_keep_alive=620,  # Google's proxies drop an idle one after 600 s, most far sooner: never under a request
         timeout_graceful_shutdown=settings.drain_s,
         ws=partial(StreamConnection, settings, app.state.metrics),  # type: ignore[arg-type]
         ws_max_size=settings.max_frame_bytes,

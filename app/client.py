@@ -12,11 +12,11 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import cv2
 import httpx
@@ -26,6 +26,7 @@ import numpy.typing as npt
 __all__ = ["AsyncPoseClient", "NoAnswer", "Options", "Pose", "PoseClient", "PoseError", "Refused"]
 
 Float64 = npt.NDArray[np.float64]
+T = TypeVar("T")
 Picture = bytes | bytearray | memoryview | str | os.PathLike[str] | npt.NDArray[Any]
 Boxes = Sequence[Sequence[float]] | Float64
 
@@ -35,6 +36,7 @@ _RETRIES = 6  # three seconds, where the service names no wait
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 1.6  # seconds, where the answer names none …
 _LONGEST_NAMED_WAIT = 60.0  # … and where it does
 _STRANGE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of JSON that is not the service's
+_PROBLEMS = "/problems/"  # what the types of the service's own begin with
 _AT_ONCE = 16  # requests of an AsyncPoseClient: more would lie in the service's queue, and in memory
 
 
@@ -86,7 +88,8 @@ class Pose:
 
 
 class PoseClient:
-    """Asks one service, over connections that it keeps; several threads may share it. Close it, or use it in a `with`.
+    """Asks one service, over connections that it keeps. Several threads may share it, and so may processes that are forked.
+    Close it, or use it in a `with`.
 
     A request that is refused with 429 or 503 is sent again, `retries` times at most, after the wait that the service names (a
     minute at most), and so is one whose connection breaks.
@@ -102,13 +105,15 @@ class PoseClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retries = retries
-        self._http = httpx.Client(base_url=_checked(url), headers=_headers(key), timeout=timeout, transport=transport)
+        self._opened = _opener(httpx.Client, url, key, timeout, transport)
+        self._http, self._process = self._opened(), os.getpid()
 
     def estimate(self, picture: Picture, boxes: Boxes | None = None, **options: Unpack[Options]) -> Pose:
         """The people of a picture: a file's path or bytes, or pixels [H, W] or [H, W, 3] (uint8, BGR as OpenCV has them).
 
         `boxes` [N, 4] are the people, x, y, width, height; without them the service finds them. Raises PoseError, OSError
         where the file cannot be read, and ValueError for pixels of another kind, boxes that are none and unknown options.
+        None, as OpenCV gives it for a file that it cannot read, is a ValueError too.
         """
         return _pose_of(self._ask("POST", "/v1/pose", **_request(picture, boxes, options)))
 
@@ -127,6 +132,8 @@ class PoseClient:
         self.close()
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        if os.getpid() != self._process:  # forked: over its parent's connections answers would be mixed up
+            self._http, self._process = self._opened(), os.getpid()
         tries = 0
         while True:
             try:
@@ -159,7 +166,7 @@ class AsyncPoseClient:
     ) -> None:
         self._retries = retries
         self._turns = asyncio.Semaphore(at_once)
-        self._http = httpx.AsyncClient(base_url=_checked(url), headers=_headers(key), timeout=timeout, transport=transport)
+        self._http = _opener(httpx.AsyncClient, url, key, timeout, transport)()
 
     async def estimate(self, picture: Picture, boxes: Boxes | None = None, **options: Unpack[Options]) -> Pose:
         """As PoseClient.estimate."""
@@ -198,6 +205,22 @@ class AsyncPoseClient:
             await asyncio.sleep(wait)
 
 
+def _opener(
+    kind: Callable[..., T], url: str, key: str | None, timeout: httpx.Timeout | float, transport: Any
+) -> Callable[[], T]:
+    """What makes a client of httpx. Raises ValueError for an address or a key that is none; so does what is given, where the
+    environment names a proxy that cannot be used."""
+    address, headers = _checked(url), _headers(key)
+
+    def opened() -> T:
+        try:
+            return kind(base_url=address, headers=headers, timeout=timeout, transport=transport)
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise ValueError(f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used: {error}") from error
+
+    return opened
+
+
 def _checked(url: str) -> httpx.URL:
     """Raise ValueError where a client could ask nobody."""
     try:
@@ -226,15 +249,20 @@ def _request(picture: Picture, boxes: Boxes | None, options: Options) -> dict[st
     file = _file_of(picture)
     if boxes is None:
         return {"content": file, "params": query, "headers": {"Content-Type": "application/octet-stream"}}
-    rows = np.asarray(boxes, np.float64)
+    try:
+        rows = np.asarray(boxes, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"boxes are [N, 4], x, y, width, height of each: {error}") from error
     if rows.size and (rows.ndim != 2 or rows.shape[1] != 4):
         raise ValueError(f"boxes are [N, 4], x, y, width, height of each; these are {list(rows.shape)}")
     if not np.isfinite(rows).all():
         raise ValueError(f"boxes are finite numbers; box {int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])} is not")
-    return {"files": {"image": ("image", file)}, "data": {"boxes": json.dumps(rows.tolist())}, "params": query}
+    return {"files": {"image": (None, file)}, "data": {"boxes": json.dumps(rows.tolist())}, "params": query}
 
 
 def _file_of(picture: Picture) -> bytes:
+    if picture is None:
+        raise ValueError("None is no picture; cv2.imread gives it for a file that it cannot read")
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
     if not isinstance(picture, np.ndarray):
@@ -276,11 +304,12 @@ def _refused(response: httpx.Response) -> Refused:
     request_id = response.headers.get("X-Request-ID", "")
     try:
         told = response.json()
-        code = told["type"].rpartition("/")[2]
+        kind, detail = told["type"], told["detail"]
         errors = [dict(error) for error in told.get("errors") or []]
-        return Refused(response.status_code, code, str(told["detail"]), request_id, errors)
+        if kind.startswith(_PROBLEMS) and isinstance(detail, str):
+            return Refused(response.status_code, kind.removeprefix(_PROBLEMS), detail, request_id, errors)
     except (*_STRANGE, AttributeError):
-        pass  # not the service's own words
+        pass  # not the service's own words, nor are problems of other kinds
     detail = f"{_origin(response.url)} answers {response.status_code} {response.reason_phrase}"
     return Refused(response.status_code, "", detail, request_id, [])
 

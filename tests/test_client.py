@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -77,10 +79,46 @@ def test_boxes_that_are_no_numbers_and_options_that_there_are_not(pose_client):
         pose_client.estimate(PHOTO, format="results")
 
 
-@pytest.mark.parametrize("boxes", [[1, 2, 3, 4], [[1, 2, 3]], [[[1, 2, 3, 4]]]])
+@pytest.mark.parametrize("boxes", [[1, 2, 3, 4], [[1, 2, 3]], [[[1, 2, 3, 4]]], [{"x": 1}], [[1, 2, 3, 4], [1]], ["1,2,3,4"]])
 def test_boxes_of_another_form(pose_client, boxes):
-    with pytest.raises(ValueError, match=r"boxes are \[N, 4\], x, y, width, height of each; these are"):
+    with pytest.raises(ValueError, match=r"boxes are \[N, 4\], x, y, width, height of each[;:] "):
         pose_client.estimate(PHOTO, boxes)
+
+
+def test_a_picture_has_no_file_name_with_boxes_and_without(pose_client):
+    for boxes in (TWO_WOMEN_BOXES, None):
+        assert pose_client.estimate(PHOTO, boxes).coco["images"][0]["file_name"] is None
+
+
+IN_TWO_PROCESSES = """
+import os, sys
+import numpy as np
+from app.client import PoseClient
+
+client = PoseClient(sys.argv[1], retries=0)
+client.models()  # a connection is kept
+children = []
+for width in (101, 202):
+    if (child := os.fork()) == 0:
+        right = all(client.estimate(np.zeros((64, width, 3), np.uint8), []).width == width for _ in range(20))
+        os._exit(not right)
+    children.append(child)
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+
+
+def test_processes_that_are_forked_get_their_own_answers(service):
+    command = [sys.executable, "-W", "ignore", "-c", IN_TWO_PROCESSES, str(service.client.base_url)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "socks://127.0.0.1:1080", "127.0.0.1:bad"])
+def test_a_proxy_that_cannot_be_used(proxy, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    for kind in (PoseClient, AsyncPoseClient):
+        with pytest.raises(ValueError, match="the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used: "):
+            kind("http://localhost:8000")
 
 
 def test_options_reach_the_service(pose_client):
@@ -212,7 +250,19 @@ def test_who_does_not_answer_is_not_asked_for_ever(error, times):
     assert len(asked) == times
 
 
-@pytest.mark.parametrize("content", [b"{", b'{"title": "Bad Gateway"}', b"[]", b'{"type": 7, "detail": "x"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b'{"title": "Bad Gateway"}',
+        b"[]",
+        b'{"type": 7, "detail": "x"}',
+        b'{"type": "about:blank", "detail": "x"}',
+        b'{"type": "https://gateway.example/errors/unauthorized", "detail": "x"}',
+        b'{"type": "/problems/internal_error", "detail": null}',
+        b"[" * 100_000,
+    ],
+)
 def test_a_problem_of_something_before_the_service(content):
     headers = {"Content-Type": "application/problem+json"}
     transport = httpx.MockTransport(lambda _: httpx.Response(502, content=content, headers=headers))
@@ -279,6 +329,8 @@ def test_an_answer_that_nobody_could_draw(pose_client, t_pose, spoil):
 def test_pixels_of_another_kind(pose_client, pixels):
     with pytest.raises(ValueError, match=r"pixels are uint8 \[H, W\] or \[H, W, 3\]; these are"):
         pose_client.estimate(pixels)
+    with pytest.raises(ValueError, match=r"None is no picture; cv2\.imread gives it"):
+        pose_client.estimate(None)
     with pytest.raises(ValueError, match="these are float32"):
         pose_client.estimate(np.zeros((4, 4, 3), np.float32))
 

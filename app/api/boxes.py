@@ -89,7 +89,7 @@ def _parsed_json(text: str, loc: Location) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise at("invalid_box", loc, "is not valid JSON, or holds a number out of range") from error
+        raise at("invalid_box", loc, "is not one valid JSON list, or holds a number out of range") from error
 
 
 def _check_length(text: str, loc: Location, settings: Settings) -> None:

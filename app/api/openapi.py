@@ -107,10 +107,12 @@ def _pose_request(settings: Settings) -> dict[str, Any]:
     for properties in (body["properties"], options := Options.model_json_schema()["properties"]):
         _limit(properties["timeout_ms"], settings.max_timeout_ms)
         _limit(properties["max_people"], settings.max_boxes)
+    for schema in (*body["properties"].values(), *images["items"]["properties"].values()):
+        schema.pop("default", None)  # see _without_null
     options = {name: _without_null(schema) for name, schema in options.items()}
     boxes = {
         "type": "string",
-        "description": "The people: x,y,w,h joined by ; or repeated, or a JSON list of [x, y, w, h], in pixels of the "
+        "description": "The people: x,y,w,h joined by ; or repeated, or one JSON list of [x, y, w, h], in pixels of the "
         "upright picture from its top left corner. Left out: the service finds the people. Empty: there is nobody.",
         "examples": ["120,40,180,380"],
     }

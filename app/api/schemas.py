@@ -23,6 +23,7 @@ _WHOLE = BeforeValidator(
     lambda value: int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else value
 )
 Count = Annotated[int, Field(ge=1), _WHOLE]
+_LONG: dict[str, Any] = {"format": "int64"}  # or generated clients take 32 bits
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -60,7 +61,7 @@ class JsonImage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = Field(description="The picture file in base64, with or without a data:image/…;base64, prefix.")
-    id: Annotated[int, Field(ge=0, lt=2**53), _WHOLE] | None = Field(
+    id: Annotated[int, Field(ge=0, lt=2**53, json_schema_extra=_LONG), _WHOLE] | None = Field(
         None, description="The picture's id in the answer. Default: its place."
     )
     file_name: str | None = Field(None, max_length=1024, description="Given back in the answer.")
@@ -76,7 +77,7 @@ class JsonBody(Options):
 class ImageOut(BaseModel):
     """A picture of the answer: the size of the upright picture."""
 
-    id: int
+    id: int = Field(json_schema_extra=_LONG)
     width: int
     height: int
     file_name: str | None
@@ -94,8 +95,8 @@ class CategoryOut(BaseModel):
 class AnnotationOut(BaseModel):
     """One person of the coco format."""
 
-    id: int
-    image_id: int
+    id: int = Field(json_schema_extra=_LONG)
+    image_id: int = Field(json_schema_extra=_LONG)
     category_id: Literal[1]
     bbox: BoxOut = Field(description="x, y, width, height: the given box, or the detector's.")
     area: float = Field(description="Of the box, in square pixels.")
@@ -129,7 +130,7 @@ class DataSetOut(BaseModel):
 class ResultOut(BaseModel):
     """One person of the results format."""
 
-    image_id: int
+    image_id: int = Field(json_schema_extra=_LONG)
     category_id: Literal[1]
     keypoints: list[float] = Field(description="x, y, score of each joint.")
     score: float
