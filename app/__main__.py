@@ -1,6 +1,7 @@
 """`python -m app`: read the settings, load the models, serve."""
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+_OTHER_FILES = 200  # that may be open beside connections: libraries, models while they are read, probes' connections
 
 
 def read_settings() -> "Settings | None":
@@ -39,6 +42,22 @@ def read_settings() -> "Settings | None":
     return settings
 
 
+def _raise_file_limit(connections: int) -> str | None:
+    """Raise the limit of open files to what so many connections need; the fault, where the system does not let us.
+
+    At that limit it hands over no more connections, those of probes too, and tells nobody.
+    """
+    needed = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return None
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (OSError, OverflowError, ValueError):
+        return f"{connections} connections need {needed} open files, and the system gives this process fewer (ulimit -Hn)"
+    return None
+
+
 def serve() -> int:
     """Serve until a signal; 0 after a clean stop, 1 with one clear line where the service cannot start."""
     # Until the server takes them: as the first process of a container it would not be stopped by them otherwise.
@@ -46,6 +65,9 @@ def serve() -> int:
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     settings = read_settings()
     if settings is None:
+        return 1
+    if fault := _raise_file_limit(settings.max_connections):
+        print(f"POSE_MAX_CONNECTIONS: {fault}", file=sys.stderr)
         return 1
 
     import uvicorn

@@ -53,7 +53,9 @@ class Settings(BaseSettings):
         description="Seconds for a head, then for a body to arrive (32 MiB at 20 Mbit/s), and for an answer to be read.",
     )
     max_connections: int = Field(
-        512, ge=1, description="Open connections; over it an idle one is closed. Half of the usual limit of descriptors."
+        512,
+        ge=1,
+        description="Open connections; over it an idle one is closed. The limit of open files is raised to suit it.",
     )
     max_streams: int = Field(
         16,

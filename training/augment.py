@@ -274,12 +274,14 @@ def changed_crops(sets: list[People], members: Members, changes: Changes) -> UIn
     width, height = size = (changes.width, changes.height)
     crops = np.empty((len(members), height, width, 3), np.uint8)
     for i, (which, index) in enumerate(members):
-        crop = cv2.warpAffine(sets[which][index], changes.affines[i], size, flags=cv2.INTER_LINEAR)
+        # Before they are cut out: what lies beyond the photo is black, whatever its colours.
+        seen = _recoloured(sets[which][index], changes.colours, i)
+        crop = cv2.warpAffine(seen, changes.affines[i], size, flags=cv2.INTER_LINEAR)
         x1, y1, x2, y2 = np.clip(np.rint(changes.frames[i]), 0, None).astype(int)
         crop[:y1] = crop[y2:] = crop[:, :x1] = crop[:, x2:] = 0
         if changes.donors[i] >= 0:
             donor_set, donor_index = members[changes.donors[i]]
-            other = sets[donor_set][donor_index]
+            other = _recoloured(sets[donor_set][donor_index], changes.colours, i)
             donor = cv2.warpAffine(other, changes.donor_affines[i], size, flags=cv2.INTER_LINEAR)
             mask = np.zeros((height, width), np.uint8)
             x, y, across, down = np.rint(changes.ellipses[i]).astype(int).tolist()
@@ -287,7 +289,6 @@ def changed_crops(sets: list[People], members: Members, changes: Changes) -> UIn
             cv2.copyTo(donor, mask, crop)
         x1, y1, x2, y2 = np.clip(np.rint(changes.rectangles[i]), 0, None).astype(int)
         crop[y1:y2, x1:x2] = changes.rectangle_colours[i]
-        crop = _recoloured(np.asarray(crop, np.uint8), changes.colours, i)
         if changes.reductions[i]:
             small = (width // changes.reductions[i], height // changes.reductions[i])
             crop = np.asarray(cv2.resize(cv2.resize(crop, small, interpolation=cv2.INTER_AREA), size), np.uint8)

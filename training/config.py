@@ -77,11 +77,11 @@ class Stage(BaseModel):
 
 
 class Distillation(BaseModel):
-    """A trained LPN of any depth whose heatmaps are targets beside the labels."""
+    """A stored pose model whose heatmaps, with flip test, are targets beside the labels."""
 
     model_config = ConfigDict(extra="forbid")
 
-    weights: Path
+    model: Path  # its folder in a store; it must take crops of the stage's height
     share: float = Field(ge=0, le=1)  # of the loss; the labels have the rest
 
 

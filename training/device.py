@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.augment import Changes
+from training.augment import Changes, Colours
 from training.data import People
 from training.schedule import Members
 
@@ -70,12 +70,13 @@ def changed_crops(people: ResidentPeople, members: Members, changes: Changes) ->
 
     rows, columns = (torch.arange(length, device=device, dtype=torch.float32) for length in size)
     rows = rows[:, None]
-    crops = warped(people, numbers, changes.affines, size)
+    crops = recoloured(*warped(people, numbers, changes.affines, size), changes.colours, np.arange(len(numbers)))
     x1, y1, x2, y2 = there(np.rint(changes.frames)).unbind(3)
     crops *= ((columns >= x1) & (columns < x2) & (rows >= y1) & (rows < y2))[..., None]
     some = np.flatnonzero(changes.donors >= 0)
     if len(some):
-        donors = warped(people, numbers[torch.from_numpy(changes.donors[some]).to(device)], changes.donor_affines[some], size)
+        of_donors = numbers[torch.from_numpy(changes.donors[some]).to(device)]
+        donors = recoloured(*warped(people, of_donors, changes.donor_affines[some], size), changes.colours, some)
         x, y, across, down = there(changes.ellipses[some]).unbind(3)
         inside = ((columns - x) / across) ** 2 + ((rows - y) / down) ** 2 <= 1
         chosen = torch.from_numpy(some).to(device)
@@ -83,10 +84,7 @@ def changed_crops(people: ResidentPeople, members: Members, changes: Changes) ->
     x1, y1, x2, y2 = there(np.rint(changes.rectangles)).unbind(3)
     covered = (columns >= x1) & (columns < x2) & (rows >= y1) & (rows < y2)
     crops = torch.where(covered[..., None], there(np.trunc(changes.rectangle_colours)), crops)
-    luminance = crops @ torch.tensor([0.114, 0.587, 0.299], device=device)  # of BGR
-    crops = torch.where(there(changes.colours.grey[:, None]) > 0, luminance[..., None], crops)
-    crops = (crops - 128) * there(changes.colours.gains) + 128 + there(changes.colours.offsets[:, None])
-    maps = crops.clamp(0, 255).permute(0, 3, 1, 2)
+    maps = crops.permute(0, 3, 1, 2)
     for change, amounts in ((_reduced, changes.reductions), (_blurred, changes.blurs), (_as_jpeg, changes.jpeg_qualities)):
         some = np.flatnonzero(amounts)
         if len(some):
@@ -95,8 +93,22 @@ def changed_crops(people: ResidentPeople, members: Members, changes: Changes) ->
     return maps.permute(0, 2, 3, 1)
 
 
-def warped(people: ResidentPeople, numbers: Tensor, affines: npt.NDArray[np.float64], size: tuple[int, int]) -> Tensor:
-    """People [N] through affines [N, 2, 3] from their cached crops, bilinear, black outside: [N, H, W, 3] float32."""
+def recoloured(crops: Tensor, shown: Tensor, colours: Colours, rows: npt.NDArray[np.intp]) -> Tensor:
+    """Crops [N, H, W, 3] in the colours of those rows; they stay black so far as nothing is `shown` [N, H, W]."""
+    gains, offsets, grey = (
+        torch.from_numpy(each[rows]).to(crops)[:, None, None] for each in (colours.gains, colours.offsets, colours.grey)
+    )
+    luminance = crops @ torch.tensor([0.114, 0.587, 0.299], device=crops.device)  # of BGR
+    crops = torch.where(grey[..., None] > 0, luminance[..., None], crops)
+    shown = shown[..., None]
+    return (crops * gains + shown * (128 - 128 * gains + offsets[..., None])).clamp(0, 255)
+
+
+def warped(
+    people: ResidentPeople, numbers: Tensor, affines: npt.NDArray[np.float64], size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """People [N] through affines [N, 2, 3] from their cached crops, bilinear, black outside: [N, H, W, 3] float32; and how
+    much of each place they fill [N, H, W], 0…1."""
     device = numbers.device
     back = np.linalg.inv(affines[:, :, :2])
     origin = -(back @ affines[:, :, 2:])
@@ -108,7 +120,7 @@ def warped(people: ResidentPeople, numbers: Tensor, affines: npt.NDArray[np.floa
     )
     first, height, width = (each[numbers][:, None, None] for each in (people.firsts, people.heights, people.widths))
     left, top = x.floor(), y.floor()
-    crops = torch.zeros((*x.shape, 3), device=device)
+    crops, shown = torch.zeros((*x.shape, 3), device=device), torch.zeros(x.shape, device=device)
     for down in (0, 1):
         for right in (0, 1):
             column, row = left.long() + right, top.long() + down
@@ -116,7 +128,8 @@ def warped(people: ResidentPeople, numbers: Tensor, affines: npt.NDArray[np.floa
             share = (1 - (x - left - right).abs()) * (1 - (y - top - down).abs()) * seen
             place = first + row.clamp_min(0).minimum(height - 1) * width + column.clamp_min(0).minimum(width - 1)
             crops += share[..., None] * people.pixels[place]
-    return crops
+            shown += share
+    return crops, shown
 
 
 def _reduced(maps: Tensor, factors: npt.NDArray[Any]) -> Tensor:

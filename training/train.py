@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from app.inference.pose import PoseModel
 from training.augment import Augmentation, Changes, augmented_batch, changed_crops, drawn_changes
 from training.command import one_line_faults
 from training.config import Config, Stage
@@ -21,7 +23,7 @@ from training.data import People, cached_people
 from training.decoders import OURS
 from training.device import changed_crops as crops_on_device
 from training.device import resident
-from training.files import write_whole
+from training.files import DataError, write_whole
 from training.loss import heatmap_loss, target_heatmaps, trust_in
 from training.lpn import HEATMAP_STRIDE, LPN
 from training.oks import joint_similarities
@@ -34,11 +36,14 @@ from training.synthetic.studio import Studio
 from training.trainer import Place, Plan, Trainer, place_of, prepare_training, training_parser
 from training.weights import check_weights, read_lpn
 
-# One step's people: crops [N, H, W, 3], keypoints [N, 17, 2] in crop pixels and weights [N, 17], on the device.
-Step = tuple[Tensor, Tensor, Tensor]
-# What is drawn of a step: the people to choose from, the chosen, what becomes of them, and their crops if OpenCV made them.
-Part = tuple[list[People], Members, Changes, Any]
-Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
+# One step's people: crops [N, H, W, 3], keypoints [N, 17, 2] in crop pixels, weights [N, 17], and a teacher's heatmaps
+# [N, 17, H/4, W/4], empty without one; on the device.
+Step = tuple[Tensor, Tensor, Tensor, Tensor]
+# What is drawn of a step: the people to choose from, the chosen, what becomes of them, and, if OpenCV made them, their crops
+# and what the teacher says of them.
+Part = tuple[list[People], Members, Changes, Any, Any]
+Losses = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Teacher = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +59,26 @@ class Run:
     compiled: bool
 
 
+def teacher_of(run: Run, stage: Stage) -> Teacher:
+    """From crops [N, H, W, 3] to the teacher's heatmaps with flip test, [N, 17, H/4, W/4]; [N, 0, 0, 0] without a teacher.
+
+    Raises DataError where it takes crops of another height.
+    """
+    if run.config.distillation is None:
+        return lambda crops: np.zeros((len(crops), 0, 0, 0), np.float32)
+    model = PoseModel.load(run.config.distillation.model)
+    told = model.description
+    if told.input.height != stage.height:
+        raise DataError(f"{told.id} takes crops {told.input.height} pixels high, and the stage has {stage.height}")
+    return lambda crops: model.averaged(model.heatmaps(crops), model.heatmaps(crops[:, :, ::-1]))
+
+
 def steps_of(run: Run, sets: list[People], stage: Stage, number: int, first: int) -> Iterator[Step]:
     """The steps of a stage from `first` on, each made, or at least drawn, one ahead in a thread of its own."""
     seed = (run.config.seed, number)
     names = stage.sets or run.config.sets
     people = resident(sets, run.device) if run.on_device else None
+    taught_by = teacher_of(run, stage)
     rendered = run.config.rendered
     studio = Studio.open(rendered.assets, rendered.hdm05, rendered.backgrounds, run.device) if rendered else None
     kept = stage.batch - (max(1, round(rendered.share * stage.batch)) if rendered else 0)
@@ -66,7 +86,8 @@ def steps_of(run: Run, sets: list[People], stage: Stage, number: int, first: int
     def steps(shares: dict[str, float], augmentation: Augmentation, begin: int) -> Iterator[list[Part]]:
         def part(chosen: list[People], members: Members, rng: np.random.Generator) -> Part:
             changes = drawn_changes(chosen, members, stage.height, augmentation, rng)
-            return chosen, members, changes, changed_crops(chosen, members, changes) if people is None else None
+            crops = changed_crops(chosen, members, changes) if people is None else None
+            return chosen, members, changes, crops, None if crops is None else taught_by(crops)
 
         def draw(step: int, members: Members) -> list[Part]:
             rng = np.random.default_rng((*seed, step, 1))
@@ -84,36 +105,41 @@ def steps_of(run: Run, sets: list[People], stage: Stage, number: int, first: int
         begin = max(first, round((1 - ending.share) * (stage.crops // stage.batch)))
         every = chain(islice(every, begin - first), steps(ending.sets, ending.augmentation or changed, begin))
     for parts in every:
-        crops = []
-        for chosen, members, changes, made in parts:
+        crops, taught = [], []
+        for chosen, members, changes, made, maps in parts:
             if people is None:
                 crops.append(torch.from_numpy(made).to(run.device))
+                taught.append(maps)
             else:
                 there = people if chosen is sets else resident(chosen, run.device)
                 crops.append(crops_on_device(there, members, changes))
-        keypoints = np.concatenate([changes.keypoints for _, _, changes, _ in parts])
-        weights = np.concatenate([changes.weights for _, _, changes, _ in parts])
-        yield torch.cat(crops), torch.from_numpy(keypoints).to(run.device), torch.from_numpy(weights).to(run.device)
+                taught.append(taught_by(crops[-1].round().byte().cpu().numpy()))
+        keypoints, weights, maps = (
+            torch.from_numpy(np.concatenate(each)).to(run.device)
+            for each in (
+                [changes.keypoints for _, _, changes, _, _ in parts],
+                [changes.weights for _, _, changes, _, _ in parts],
+                taught,
+            )
+        )
+        yield torch.cat(crops), keypoints, weights, maps
 
 
 def losses_of(run: Run, model: LPN, stage: Stage) -> Losses:
     """From crops, keypoints and weights of a batch to its loss, by the labels and by a teacher if there is one."""
-    distillation = run.config.distillation
-    teacher = read_lpn(distillation.weights).to(run.device).eval().requires_grad_(False) if distillation else None
+    share = run.config.distillation.share if run.config.distillation else 0.0
     map_height, map_width = stage.height // HEATMAP_STRIDE, stage.height * 3 // 4 // HEATMAP_STRIDE
     mixed = has_bfloat16(run.device)  # asked here, since asking would break a compiled loss in two
 
-    def loss_of(crops: Tensor, keypoints: Tensor, weights: Tensor) -> Tensor:
+    def loss_of(crops: Tensor, keypoints: Tensor, weights: Tensor, taught: Tensor) -> Tensor:
         pixels = normalised(crops)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=mixed):
             heatmaps = model(pixels)
         targets = target_heatmaps(keypoints / HEATMAP_STRIDE, map_height, map_width, stage.sigma)
         loss = heatmap_loss(heatmaps.float(), targets, weights, stage.placement, stage.hardest)
-        if teacher is not None and distillation is not None:
-            with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=mixed):
-                taught = teacher(pixels).float()
+        if share:
             of_teacher = heatmap_loss(heatmaps.float(), taught, trust_in(taught), stage.placement)
-            loss = (1 - distillation.share) * loss + distillation.share * of_teacher
+            loss = (1 - share) * loss + share * of_teacher
         return loss
 
     if not run.compiled:

@@ -358,8 +358,8 @@ MACHINE = [
         ),
         graph(
             "Throttling",
-            "pose_cpu_throttled_seconds_total, a lane of pose_lanes. Over a tenth: raise the quota to whole cores, or lower "
-            "POSE_LANES.",
+            "pose_cpu_throttled_seconds_total, a lane of pose_lanes. Over a tenth where CPU is below its line: raise the "
+            "quota to whole cores, or lower POSE_LANES. At the line whole cores are throttled too.",
             "percentunit",
             query(f"rate(pose_cpu_throttled_seconds_total{{{ONE}}}[{RATE}]) / pose_lanes", "{{instance}}"),
             thresholds={None: "green", 0.1: "red"},

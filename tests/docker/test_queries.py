@@ -150,7 +150,11 @@ def prometheus(start_service, t_pose, tmp_path_factory) -> Iterator[httpx.Client
     config = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     targets = [{"targets": [f"127.0.0.1:{service.port}"]}]
-    nginx = {"job_name": "nginx", "metrics_path": "/up", "static_configs": targets}  # which is not there, and so told as down
+    nginx = {
+        "job_name": "pose-nginx",
+        "metrics_path": "/up",
+        "static_configs": targets,
+    }  # which is not there, and so told as down
     config["scrape_configs"] = [{"job_name": "pose", "static_configs": targets}, nginx]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -66,6 +67,26 @@ def test_a_wrong_setting_is_told_in_one_line(name, value):
     assert said.startswith(f"POSE_{name.upper()}: ")
     assert value in said
     assert said.count("\n") == 1
+
+
+def test_more_connections_than_the_system_gives_open_files_are_told_in_one_line():
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    said = refusal(max_connections=hard)
+    assert said == (
+        f"POSE_MAX_CONNECTIONS: {hard} connections need {hard + 200} open files, and the system gives this process fewer "
+        "(ulimit -Hn)\n"
+    )
+
+
+def test_a_low_limit_of_open_files_is_raised_to_suit_the_connections(start_service):
+    """A shell's or systemd's soft limit; the hard one is left."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        service = start_service(lanes=1, detector="", max_connections=300)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE) == (500, hard)
 
 
 def test_every_wrong_setting_is_told():

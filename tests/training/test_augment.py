@@ -145,6 +145,19 @@ def test_nobody_is_cut_who_would_keep_too_little():
         assert (batch.keypoints[0, :4] > -500).all()
 
 
+def test_beyond_the_photo_crops_stay_black_whatever_their_colours():
+    person = replace(_person(np.full((17, 2), 150.0)), pixels=np.full(400 * 300 * 3, 120, np.uint8))
+    moved = STILL.model_copy(update={"shift": 0.3})
+    bright = moved.model_copy(update={"brightness": 0.3, "contrast": 0.3})
+    plain, coloured = (
+        augmented_batch([person] * 8, [(n, 0) for n in range(8)], 256, changes, np.random.default_rng(1)).crops
+        for changes in (moved, bright)
+    )
+    assert (plain == 0).mean() > 0.1
+    assert coloured[plain == 0].max() == 0
+    assert (coloured != plain).mean() > 0.5
+
+
 def test_the_same_generator_gives_the_same_batch():
     person = _person(np.full((17, 2), 150.0))
     batches = [augmented_batch([person], [(0, 0)] * 3, 128, Augmentation(), np.random.default_rng(5)) for _ in range(2)]

@@ -18,11 +18,15 @@ import numpy as np
 import pytest
 import torch
 
+from app.vision import heatmap
 from training import trainer
 from training.augment import Augmentation, augmented_batch
 from training.config import Config
 from training.data import cached_people
+from training.decoders import OURS
+from training.export import export
 from training.files import DataError, write_together, write_whole
+from training.keypoints import MIRROR
 from training.loss import heatmap_loss, target_heatmaps, trust_in
 from training.lpn import LPN
 from training.pixels import normalised
@@ -117,7 +121,12 @@ def test_the_loss_compiles_into_one_graph():
     run = Run(Config.model_validate(tomllib.loads(CONFIG)), Path(), Path(), Place(Path()), torch.device("cpu"), True, False)
     loss_of = losses_of(run, LPN(50), stage)
     crops = torch.zeros((2, 64, 48, 3), dtype=torch.uint8)
-    assert torch._dynamo.explain(loss_of)(crops, torch.zeros(2, 17, 2), torch.ones(2, 17)).graph_break_count == 0
+    assert (
+        torch._dynamo.explain(loss_of)(
+            crops, torch.zeros(2, 17, 2), torch.ones(2, 17), torch.zeros(2, 0, 0, 0)
+        ).graph_break_count
+        == 0
+    )
 
 
 def test_a_run_starts_from_given_weights(data, tmp_path, monkeypatch):
@@ -191,6 +200,25 @@ def test_cached_crops_carry_their_labels(tmp_path, number):
     np.testing.assert_array_equal(people[0], cached_people(file, tmp_path / "cache", 128)[0])
 
 
+@pytest.mark.parametrize(("labels", "kept"), [("teacher", [0, 0, 1, 1]), ("human", [1, 1, 1, 1])])
+def test_a_teachers_left_and_right_on_one_spot_are_not_trusted(tmp_path, labels, kept):
+    """Teachers often lay both ankles on one; people, who look at more than the spot, hardly ever."""
+    (tmp_path / "train").mkdir()
+    cv2.imwrite(str(tmp_path / "train/1.png"), np.full((300, 300, 3), 90, np.uint8))
+    joints = np.full((17, 3), 2.0)
+    joints[:, 0], joints[:, 1] = 40 + 12 * np.arange(17), 50 + 10 * np.arange(17)
+    joints[16, :2] = joints[15, :2] + [2, 2]  # the ankles; the box, padded, is 250 high
+    joints[2, :2] = joints[1, :2]  # eyes in profile
+    person = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [50, 50, 150, 200], "area": 9000, "iscrowd": 0}
+    person |= {"num_keypoints": 17, "keypoints": joints.ravel().tolist(), "labels": labels}
+    image = {"id": 1, "file_name": "1.png", "width": 300, "height": 300}
+    file = tmp_path / "train/drawn.json"
+    file.write_text(json.dumps({"images": [image], "annotations": [person]}))
+    weights = cached_people(file, tmp_path / "cache", 128).weights[0]
+    assert weights[[15, 16, 1, 2]].tolist() == kept
+    assert weights[[0, *range(3, 15)]].min() == 1
+
+
 def test_a_share_of_one_and_a_half_takes_everybody_once_or_twice(data, tmp_path):
     people = cached_people(data / "train/drawn.json", tmp_path, 64)
     order = epoch_order([people], [1.5], (1, 2))
@@ -222,16 +250,36 @@ jpeg = 0.3
 """
 
 
+@pytest.mark.filterwarnings("default")  # PyTorch's exporter warns of its own future
 def test_a_run_with_every_change_on_its_device_and_a_teacher_ends_with_weights_and_curves(data, tmp_path, monkeypatch):
-    teacher = tmp_path / "teacher.pth"
-    torch.save(LPN(50).state_dict(), teacher)
+    teacher = export(LPN(50).state_dict(), tmp_path, "teacher", "1", OURS, height=64)
     text = CONFIG.replace("crops = 16", "crops = 4\nhardest = 8").replace("crops = 8", "crops = 4")
-    text = text.replace("[sets]", f'{MORE}\n[distillation]\nweights = "{teacher}"\nshare = 0.5\n[sets]')
+    text = text.replace("[sets]", f'{MORE}\n[distillation]\nmodel = "{teacher}"\nshare = 0.5\n[sets]')
     monkeypatch.setattr(trainer, "_REPORT_SECONDS", 0)
     _run(data, tmp_path, monkeypatch, "device", "--resident", "--device", "cpu", config=text)
     assert torch.load(tmp_path / "device/weights.pth", weights_only=True)["final_layer.bias"].abs().max() > 0
     assert (tmp_path / "device/curves.png").read_bytes().startswith(b"\x89PNG")
     assert '"crops_per_second"' in (tmp_path / "device/log.jsonl").read_text()
+
+
+@pytest.mark.filterwarnings("default")  # PyTorch's exporter warns of its own future
+def test_a_teacher_is_asked_with_flip_test_and_about_crops_of_its_own_height(data, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    teacher = LPN(50).eval()
+    torch.nn.init.normal_(teacher.final_layer.weight, std=0.1)
+    folder = export(teacher.state_dict(), tmp_path, "teacher", "1", OURS, height=64)
+    text = CONFIG.replace("[sets]", f'[distillation]\nmodel = "{folder}"\nshare = 0.5\n[sets]')
+    config = Config.model_validate(tomllib.loads(text))
+    sets = [cached_people(data / f"train/{name}.json", tmp_path / "cache", 64) for name in config.sets]
+    for on_device in (False, True):
+        run = Run(config, data, tmp_path, Place(tmp_path), torch.device("cpu"), on_device=on_device, compiled=False)
+        crops, _, _, taught = next(steps_of(run, sets, config.stages[0], 0, 0))
+        with torch.no_grad():
+            maps, mirrored = (teacher(normalised(each.round())).numpy() for each in (crops, crops.flip(2)))
+        np.testing.assert_allclose(taught, heatmap.average_with_mirrored(maps, mirrored, MIRROR, 0.75), atol=1e-3)
+    other = Config.model_validate(tomllib.loads(text.replace("height = 64", "height = 128"))).stages[0]
+    with pytest.raises(DataError, match="teacher/1 takes crops 64 pixels high, and the stage has 128"):
+        next(steps_of(run, sets, other, 0, 0))
 
 
 def test_a_teacher_is_trusted_as_far_as_its_heatmap_is_high():
@@ -330,7 +378,7 @@ def test_the_ending_of_a_stage_draws_from_its_own_sets_also_after_a_stop(data, t
     def steps(first):
         return list(islice(steps_of(run, sets, config.stages[0], 0, first), 4 - first))
 
-    labelled = [int((weights > 0).sum(1).max()) for _, _, weights in steps(0)]
+    labelled = [int((weights > 0).sum(1).max()) for _, _, weights, _ in steps(0)]
     assert min(labelled[:3]) > 1
     assert labelled[3] == 1
     for first in (2, 3):
@@ -517,20 +565,18 @@ def test_norms_and_biases_are_not_decayed():
     assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
 
 
-def test_a_teacher_moves_the_loss_by_its_share(tmp_path):
+def test_a_teacher_moves_the_loss_by_its_share():
     torch.manual_seed(0)
-    teacher = LPN(50)
-    torch.nn.init.normal_(teacher.final_layer.weight, std=1.0)
-    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    taught = torch.rand(2, 17, 16, 12)
     model, stage = LPN(50), Config.model_validate(tomllib.loads(CONFIG)).stages[0]
     crops = torch.randint(0, 255, (2, 64, 48, 3), dtype=torch.uint8)
     losses = []
     for share in (0.0, 0.5, 1.0):
-        more = f'[distillation]\nweights = "{tmp_path}/teacher.pth"\nshare = {share}\n'
+        more = f'[distillation]\nmodel = "teacher"\nshare = {share}\n'
         config = Config.model_validate(tomllib.loads(CONFIG.replace("[sets]", more + "[sets]")))
         run = Run(config, Path(), Path(), Place(Path()), torch.device("cpu"), True, False)
         with torch.no_grad():
-            losses.append(float(losses_of(run, model, stage)(crops, torch.full((2, 17, 2), 20.0), torch.ones(2, 17))))
+            losses.append(float(losses_of(run, model, stage)(crops, torch.full((2, 17, 2), 20.0), torch.ones(2, 17), taught)))
     assert abs(losses[0] - losses[2]) > 1e-3
     assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2, rel=0.05)
 
