@@ -3,6 +3,7 @@
 const LONGEST = 960; // of a frame, in pixels
 const QUALITY = 0.8; // of its JPEG
 const AHEAD = 2; // frames on their way: while one is worked on the next one travels
+const PAUSE = 1000; // milliseconds without a new frame where the service has too much to do
 
 // Open camera and stream; the query is a request's. Calls seen(frame, answer) for every answer and ended(words) where it ends by
 // itself, with no words where the service does not open the stream. The signal stops both. Rejects where there is no camera, or
@@ -26,6 +27,8 @@ export async function follow(query, key, signal, seen, ended) {
     throw error;
   }
   const frames = new Map(); // that are on their way, by their number
+  // One is shown, one is being copied. New ones for each frame would pile up faster than some browsers clear away.
+  const canvases = Array.from({ length: AHEAD + 2 }, () => document.createElement("canvas"));
   let count = 0, opened = false, over = false, wake = () => {};
   const end = (words) => {
     if (over) return;
@@ -44,7 +47,7 @@ export async function follow(query, key, signal, seen, ended) {
         continue;
       }
       await nextOf(video);
-      const frame = copyOf(video);
+      const frame = copied(video, canvases[count % canvases.length]);
       const file = await new Promise((resolve) => { frame.toBlob(resolve, "image/jpeg", QUALITY); });
       if (over || !file) continue;
       frames.set(count++, frame);
@@ -55,8 +58,12 @@ export async function follow(query, key, signal, seen, ended) {
     const answer = JSON.parse(data);
     const number = answer.images?.[0].id ?? answer.image_id;
     const frame = frames.get(number);
-    for (const earlier of [...frames.keys()].filter((each) => each <= number)) frames.delete(earlier);
-    wake();
+    const makeRoom = () => {
+      for (const earlier of [...frames.keys()].filter((each) => each <= number)) frames.delete(earlier);
+      wake();
+    };
+    if ([429, 503].includes(answer.status)) setTimeout(makeRoom, PAUSE);
+    else makeRoom();
     if (!over) seen(frame, answer);
   };
   socket.onclose = ({ code, reason }) => {
@@ -84,8 +91,7 @@ function nextOf(video) {
   });
 }
 
-function copyOf(video) {
-  const frame = document.createElement("canvas");
+function copied(video, frame) {
   const scale = Math.min(1, LONGEST / Math.max(video.videoWidth, video.videoHeight));
   frame.width = Math.round(video.videoWidth * scale);
   frame.height = Math.round(video.videoHeight * scale);

@@ -39,7 +39,8 @@ async function show(file) {
     return fail(`${file.name} cannot be read.`);
   }
   photo = file = new File([bytes], file.name, { type: file.type });
-  const seen = await byBrowser(file) ?? await byService(file);
+  const reading = running = new AbortController();
+  const seen = await byBrowser(file) ?? await byService(file, reading.signal);
   if (photo !== file) return;
   upright = seen;
   const first = part("invitation").contains(document.activeElement);
@@ -70,9 +71,9 @@ async function byBrowser(file) {
 }
 
 // The same by the service, which draws nobody on it; null where it refuses it, as it will again and say why.
-async function byService(file) {
+async function byService(file, signal) {
   const headers = { ...headersOf(file), Accept: "image/jpeg" };
-  const response = await fetch("v1/pose?boxes=", { method: "POST", body: file, headers }).catch(() => null);
+  const response = await fetch("v1/pose?boxes=", { method: "POST", body: file, headers, signal }).catch(() => null);
   return response?.ok ? byBrowser(await response.blob()) : null;
 }
 
@@ -80,7 +81,7 @@ async function byService(file) {
 async function film() {
   stopCamera?.();
   running?.abort();
-  const before = { photo, upright, boxes, earlier, answer }; // which comes back where there is no camera
+  const before = { photo, upright, boxes, earlier, answer };
   [photo, upright, boxes, earlier, answer, corner, dragged] = [null, null, [], [], null, null, null];
   for (const id of ["retry", "undo", "search"]) offer(id, false);
   part("answer").hidden = true;
@@ -103,35 +104,7 @@ async function film() {
     camera.abort();
   };
   part("film").textContent = "Stop the camera";
-  let told = performance.now(), frames = 0;
-  const seen = (frame, content) => {
-    if (!content.annotations) return tell(problemOf(content, content.status), true);
-    upright = { picture: frame, width: frame.width, height: frame.height };
-    answer = content;
-    draw();
-    frames += 1;
-    const seconds = (performance.now() - told) / 1000;
-    if (seconds < 1) return;
-    const people = content.annotations.length;
-    const words = `${people === 1 ? "1 person" : `${people} people`}.`;
-    if (part("status").textContent !== words) tell(words); // what is told is read out
-    part("rate").textContent = `${(frames / seconds).toFixed(0)} frames a second, ${content.timing.total.toFixed(0)} ms for this one in the service.`;
-    [told, frames] = [performance.now(), 0];
-  };
-  const ended = async (words) => {
-    off();
-    if (words) return tell(words, true);
-    tell("The service does not open the stream.", true);
-    // A page is not told why; what else the service refuses may say it.
-    if (await listModels() && !stopCamera && !photo) {
-      tell("The service does not open the stream: all its streams are taken, or it has none (POSE_MAX_STREAMS, POSE_DETECTOR), or a proxy on the way does not pass on Host and Upgrade.", true);
-    }
-  };
-  try {
-    await follow(query(), part("key").value, camera.signal, seen, ended);
-  } catch (error) {
-    if (camera.signal.aborted) return;
-    off();
+  const giveBack = () => { // what was there, where there is no camera or no stream
     if (before.photo) ({ photo, upright, boxes, earlier, answer } = before);
     part("answer").hidden = !answer;
     for (const id of ["undo", "search"]) offer(id, boxes.length > 0);
@@ -140,6 +113,40 @@ async function film() {
     canvas.ariaLabel = "The photo";
     draw();
     offer("retry", Boolean(photo && !answer));
+  };
+  let told = performance.now(), frames = 0;
+  const tellOnce = (words, problem) => { // what is told is read out
+    if (part("status").textContent !== words) tell(words, problem);
+  };
+  const seen = (frame, content) => {
+    if (!content.annotations) return tellOnce(problemOf(content, content.status), true);
+    upright = { picture: frame, width: frame.width, height: frame.height };
+    answer = content;
+    draw();
+    frames += 1;
+    const seconds = (performance.now() - told) / 1000;
+    if (seconds < 1) return;
+    const people = content.annotations.length;
+    tellOnce(`${people === 1 ? "1 person" : `${people} people`}.`);
+    part("rate").textContent = `${(frames / seconds).toFixed(0)} frames a second, ${content.timing.total.toFixed(0)} ms for this one in the service.`;
+    [told, frames] = [performance.now(), 0];
+  };
+  const ended = async (words) => {
+    off();
+    if (words) return tell(words, true);
+    giveBack();
+    tell("The service does not open the stream.", true);
+    // A page is not told why; what else the service refuses may say it.
+    if (await listModels() && !stopCamera && photo === before.photo) {
+      tell("The service does not open the stream: all its streams are taken, or it has none (POSE_MAX_STREAMS, POSE_DETECTOR), or a proxy on the way does not pass on Host and Upgrade.", true);
+    }
+  };
+  try {
+    await follow(query(), part("key").value, camera.signal, seen, ended);
+  } catch (error) {
+    if (camera.signal.aborted) return;
+    off();
+    giveBack();
     tell(`The camera cannot be used: ${error.message.replace(/\.$/, "")}.`, true);
   }
 }
@@ -154,10 +161,12 @@ function query() {
   const options = new URLSearchParams();
   if (part("model").value) options.set("model", part("model").value);
   if (part("flip").checked) options.set("flip_test", "true");
-  if (boxes.length) options.set("boxes", boxes.map((box) => box.map((value) => Math.round(value * 100) / 100).join(",")).join(";"));
+  if (boxes.length) options.set("boxes", written(boxes));
   const text = options.toString().replaceAll("%2C", ",").replaceAll("%3B", ";").replaceAll("%2F", "/");
   return text && `?${text}`;
 }
+
+const written = (several) => several.map((box) => box.map((value) => Math.round(value * 100) / 100).join(",")).join(";");
 
 async function send() {
   if (stopCamera) return film(); // with the options as they are now
@@ -166,6 +175,7 @@ async function send() {
   const request = running = new AbortController();
   offer("retry", false);
   for (const id of ["undo", "search"]) offer(id, boxes.length > 0); // also where they are refused
+  part("places").value = written(boxes);
   tell(boxes.length ? "Looking at the people in the boxes …" : "Looking for people …");
   const headers = headersOf(photo);
   const asked = `v1/pose${query()}`;
@@ -178,7 +188,7 @@ async function send() {
     part("keys").hidden = response.status !== 401 && !part("key").value;
     if (response.ok && content?.annotations) {
       if (!upright) { // the service may have been too busy, or have wanted a key
-        const seen = await byService(photo);
+        const seen = await byService(photo, request.signal);
         if (request.signal.aborted) return;
         upright = seen;
       }
@@ -440,6 +450,15 @@ addEventListener("drop", (event) => {
   else tell("What you dropped is not a file. Save the picture first, or copy and paste it.", true);
 });
 part("flip").addEventListener("change", send);
+part("places").addEventListener("change", ({ target }) => {
+  const texts = target.value.split(";").filter((text) => text.trim());
+  const read = texts.map((text) => text.split(",").map((value) => value.trim() ? Number(value) : NaN));
+  const wrong = read.findIndex((box) => box.length !== 4 || !box.every(Number.isFinite));
+  if (wrong >= 0) return tell(`A box is x,y,width,height in pixels of the photo; “${texts[wrong].trim()}” is none.`, true);
+  earlier.push(boxes);
+  boxes = read;
+  send();
+});
 part("model").addEventListener("change", () => {
   takeThreshold();
   send();
@@ -484,7 +503,7 @@ async function listModels() {
     part("keys").hidden = response.status !== 401 && !key;
     const content = await response.json().catch(() => null);
     if (!response.ok || !content?.models) {
-      if (key || response.status !== 401) tell(problemOf(content, response.status), true);
+      tell(problemOf(content, response.status), true);
       return false;
     }
     const models = content.models.filter(({ kind }) => kind === "pose");
@@ -503,5 +522,6 @@ async function listModels() {
   }
 }
 
+if (part("file").files.length) part("file").dispatchEvent(new Event("change")); // chosen before this ran
 await listModels();
 await followLink();

@@ -8,7 +8,10 @@ async function show(key) {
   words.textContent = "";
   const response = await fetch("openapi.json", { headers: key ? { "X-API-Key": key } : {} });
   keys.hidden = response.status !== 401;
-  if (response.status === 401 && !key) return;
+  if (response.status === 401) {
+    words.textContent = key ? "This key is not accepted." : "This service wants an API key.";
+    return;
+  }
   if (!response.ok) throw new Error(`the service answers with status ${response.status}`);
   const ui = SwaggerUIBundle({
     dom_id: "#api",
