@@ -6,17 +6,25 @@ the service answers, or anybody's COCO results.
 
 import argparse
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from pycocotools import mask
 
+from app.vision import box
 from training.accuracy import interval, table
 from training.command import one_line_faults
-from training.data import read_annotations
+from training.data import ASPECT, read_annotations
 from training.files import DataError
 from training.keypoints import NAMES
 from training.oks import evaluate_results
+
+Float64 = npt.NDArray[np.float64]
+
+_SAME_PERSON = 0.5  # overlap of a found and a labelled box
 
 
 def read_results(file: Path, ground_truth: dict[str, Any]) -> list[dict[str, Any]]:
@@ -39,10 +47,39 @@ def read_results(file: Path, ground_truth: dict[str, Any]) -> list[dict[str, Any
 
 
 def _joints_and_score(person: dict[str, Any]) -> dict[str, Any]:
+    """And, under names that COCO's loadRes does not know, what the service tells besides: the box and the expected errors."""
     joints = np.array(person["keypoints"], np.float64)
     if joints.shape != (3 * len(NAMES),):
         raise ValueError(f"somebody has keypoints of {joints.size} numbers in place of {3 * len(NAMES)}")
-    return {"category_id": 1, "keypoints": joints.tolist(), "score": float(person["score"])}
+    more = {}
+    if person.get("keypoint_errors") is not None:
+        errors, place = (np.array(person[name], np.float64) for name in ("keypoint_errors", "bbox"))
+        more = {"errors": errors.reshape(len(NAMES)), "box": place.reshape(4)}
+    return {"category_id": 1, "keypoints": joints.tolist(), "score": float(person["score"]), **more}
+
+
+def expected_and_found(results: list[dict[str, Any]], ground_truth: dict[str, Any]) -> tuple[int, Float64]:
+    """How many labelled people have a result whose box overlaps theirs by half, and of their labelled joints the expected and
+    the found error [M, 2], as shares of the padded box's height."""
+    found = defaultdict(list)
+    for result in results:
+        if "errors" in result:
+            found[result["image_id"]].append(result)
+    people, rows = 0, [np.zeros((0, 2))]
+    for person in ground_truth["annotations"]:
+        near = found[person["image_id"]]
+        if not near or person["num_keypoints"] == 0:
+            continue
+        overlaps = mask.iou(np.array([each["box"] for each in near]), np.array([person["bbox"]], np.float64), [0])[:, 0]
+        if overlaps.max() < _SAME_PERSON:
+            continue
+        people += 1
+        nearest = near[int(overlaps.argmax())]
+        joints, labels = (np.reshape(each["keypoints"], (-1, 3)) for each in (nearest, person))
+        distances = np.linalg.norm((joints - labels)[:, :2], axis=1)
+        (height,) = box.centres_and_sizes(nearest["box"][None], ASPECT)[1][:, 1]
+        rows.append((np.stack([nearest["errors"], distances], axis=1) / height)[labels[:, 2] > 0])
+    return people, np.concatenate(rows)
 
 
 def main() -> None:
@@ -53,10 +90,16 @@ def main() -> None:
     arguments = parser.parse_args()
     with one_line_faults():
         ground_truth = read_annotations(arguments.annotations)
-        measures, draws = evaluate_results(ground_truth, read_results(arguments.results, ground_truth))
+        results = read_results(arguments.results, ground_truth)
+        measures, draws = evaluate_results(ground_truth, results)
         people = sum(a["num_keypoints"] > 0 and not a.get("iscrowd", 0) for a in ground_truth["annotations"])
         low, high = interval(draws)
         print(table({arguments.annotations.stem: measures | {"people": people, "ap_low": low, "ap_high": high}}))
+        matched, errors = expected_and_found(results, ground_truth)
+        if len(errors):
+            expected, found = 100 * errors.mean(axis=0)
+            print(f"\nkeypoint_errors of {matched} people whose boxes overlap by half ({len(errors)} joints):")
+            print(f"expected {expected:.2f} %, found {found:.2f} % of the padded box's height")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from training import results
@@ -35,6 +36,31 @@ def test_pictures_of_a_data_set_go_by_their_names(monkeypatch, capsys, found, tm
     file = tmp_path / "people.json"
     file.write_text(json.dumps({"images": images, "annotations": people}))
     assert "| 0.831 [" in _measured(monkeypatch, capsys, file)
+
+
+def test_expected_errors_are_compared_with_those_of_the_people_that_were_found(monkeypatch, capsys, found, tmp_path):
+    """Each labelled person is found once in the labelled box, with joints a tenth of the padded box's height too low."""
+    people, joints = [], 0
+    for person in json.loads(ANNOTATIONS.read_text())["annotations"]:
+        if not person["num_keypoints"]:
+            continue
+        _, _, width, height = person["bbox"]
+        padded = 1.25 * max(height, width / 0.75)
+        keypoints = np.reshape(person["keypoints"], (17, 3)) + np.array([0, padded / 10, 0])
+        answered = {
+            "image_id": person["image_id"],
+            "bbox": person["bbox"],
+            "keypoints": keypoints.ravel().tolist(),
+            "score": 1,
+        }
+        far = answered | {"bbox": [0, 0, 1, 1], "keypoint_errors": [1000.0] * 17}
+        people += [far, answered | {"keypoint_errors": [padded / 20] * 17}]
+        joints += person["num_keypoints"]
+    file = tmp_path / "people.json"
+    file.write_text(json.dumps(people))
+    told = _measured(monkeypatch, capsys, file)
+    assert f"keypoint_errors of {len(people) // 2} people whose boxes overlap by half ({joints} joints)" in told
+    assert "expected 5.00 %, found 10.00 %" in told
 
 
 @pytest.mark.parametrize(
