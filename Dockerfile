@@ -25,8 +25,7 @@ RUN chmod -R a+rX . && python -m compileall -q app
 
 FROM python:3.13-slim
 LABEL org.opencontainers.image.title="LPN pose service" \
-      org.opencontainers.image.description="COCO keypoints of the people in a photo, on CPUs, over HTTP" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.description="COCO keypoints of the people in a photo, on CPUs, over HTTP"
 COPY --from=builder /opt/venv /opt/venv
 COPY --from=builder /srv /srv
 WORKDIR /srv

@@ -183,7 +183,8 @@ def models(server: str | None, key: str | None) -> None:
                 click.echo(f"{model['name']}/{model['version']}: {model['network']}, {model['precision']}, {size}{default}")
                 click.echo(f"    sha256 {model['sha256']}")
                 for name, measured in model["accuracy"].items():
-                    click.echo(f"    {name}: AP {measured['ap']:.4f}" if "ap" in measured else f"    {name}")
+                    boxes = " from labelled boxes" if model["kind"] == "pose" else ""
+                    click.echo(f"    {name}: AP {measured['ap']:.4f}{boxes}" if "ap" in measured else f"    {name}")
         return 0
 
     sys.exit(_told(run))

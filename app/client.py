@@ -18,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack
 
-import cv2
 import httpx
 import numpy as np
 import numpy.typing as npt
@@ -270,6 +269,8 @@ def _file_of(picture: Picture) -> bytes:
     colour = picture.ndim == 3 and picture.shape[2] == 3
     if picture.dtype != np.uint8 or not (colour or picture.ndim == 2) or not picture.size:
         raise ValueError(f"pixels are uint8 [H, W] or [H, W, 3]; these are {picture.dtype} {list(picture.shape)}")
+    import cv2  # noqa: PLC0415 - who sends files need not have it
+
     written, file = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not written:
         raise ValueError(f"pixels of {list(picture.shape)} make no PNG file")

@@ -153,7 +153,9 @@ class ModelOut(BaseModel):
     skeleton: list[Pair]
     keypoint_threshold: float | None
     detection_threshold: float | None
-    accuracy: dict[str, dict[str, float]]
+    accuracy: dict[str, dict[str, float]] = Field(
+        description="Of each data set, as measured: of a pose model from labelled boxes; found ones give less."
+    )
 
 
 class ModelsOut(BaseModel):

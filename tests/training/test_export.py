@@ -1,8 +1,11 @@
 """Weights → a model of the store → the same heatmaps and keypoints, through the service's own code."""
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import cv2
@@ -19,7 +22,7 @@ from app.vision import heatmap
 from training import evaluate
 from training.decoders import AUTHORS, OURS
 from training.estimators import decoder_of, local_estimator
-from training.export import _check, export
+from training.export import _check, export, graph_of
 from training.export import main as export_main
 from training.import_reference import main as import_reference
 from training.keypoints import MIRROR
@@ -141,6 +144,29 @@ def test_a_height_that_no_network_takes_is_refused(height, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         export_main()
     assert "a multiple of 64 up to 1024" in capsys.readouterr().err
+
+
+class Hands(torch.nn.Module):
+    """Crops [N, 256, 256, 3] → heatmaps [N, 4, 64, 64], as high as each block of a channel, or of all, is bright."""
+
+    def forward(self, crops):
+        blocks = torch.nn.functional.avg_pool2d(crops.permute(0, 3, 1, 2).float() / 255, 4)
+        return torch.cat([blocks, blocks.mean(1, keepdim=True)], dim=1)
+
+
+def test_a_network_of_ones_own_is_served_by_the_readmes_description(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = re.findall(r'```toml\n(  name = "hands".*?)```', readme, re.DOTALL)
+    graph = graph_of(Hands(), torch.zeros((2, 256, 256, 3), dtype=torch.uint8), "crops", ["heatmaps"])
+    folder = tmp_path / "hands/1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(graph)
+    (folder / "model.toml").write_text(textwrap.dedent(block).replace("…", hashlib.sha256(graph).hexdigest()))
+    crop = np.zeros((1, 256, 256, 3), np.uint8)
+    crop[0, 96:100, 200:204] = 255
+    joints = PoseModel.load(folder).plain.run(crop).values
+    assert joints.shape == (1, 4, 3)
+    np.testing.assert_allclose(joints[0], [[50, 24, 1]] * 4, atol=0.1)
 
 
 def test_denormal_weights_are_flushed(tmp_path):
