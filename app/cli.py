@@ -162,7 +162,8 @@ def track(video: Path, out: Path | None, draw: Path | None, **options: Any) -> N
 
     async def run() -> int:
         with one.frames_of(video) as frames:
-            with click.progressbar(length=frames.count, **_bar("frames")) as bar:
+            told = frames.count > 0 and not (out is None and draw is None and sys.stdout.isatty())
+            with click.progressbar(length=frames.count, **_bar("frames", told)) as bar:
                 await one.track(frames, out, draw, _patient(settings), _given(options), bar.update)
             return one.told_missing(frames)
 
@@ -195,9 +196,9 @@ def _given(options: dict[str, Any]) -> Any:
     return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
-def _bar(label: str) -> dict[str, Any]:
-    """A progress bar on standard error, where somebody sees it."""
-    return {"label": label, "show_pos": True, "file": sys.stderr, "hidden": not sys.stderr.isatty()}
+def _bar(label: str, told: bool = True) -> dict[str, Any]:
+    """A progress bar on standard error, where somebody sees it and it is to be told."""
+    return {"label": label, "show_pos": True, "file": sys.stderr, "hidden": not (told and sys.stderr.isatty())}
 
 
 def _settings() -> "Settings":

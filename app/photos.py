@@ -4,6 +4,7 @@ While it runs, each photo's answer is a line of OUT.part, so that a run that was
 """
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -268,13 +269,14 @@ def _drawn_file(photo: Photo, folder: Path) -> Path:
 def _part(task: Task, out: Path, answers: dict[Path, bytes]) -> FileIO:
     """OUT.part, to write further answers to; those that an interrupted run has left there are put into `answers`."""
     file = _part_of(out)
-    drawn = None if task.draw is None else str(real(task.draw))
+    drawn = None if task.draw is None else os.fsencode(real(task.draw)).hex()  # JSON has no bytes that are not UTF-8
     head = orjson.dumps({"options": task.options, "run": task.run, "draw": drawn}) + b"\n"
     part = FileIO(str(file), "a+")
-    try:
-        fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise click.UsageError(f"{file}: another run is writing it.") from error
+    with contextlib.suppress(OSError):  # there are file systems without locks: two runs are not told from each other there
+        try:
+            fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise click.UsageError(f"{file}: another run is writing it.") from error
     part.seek(0)
     found = part.read()
     if found and not found.startswith(head):

@@ -31,6 +31,8 @@ UInt8 = npt.NDArray[np.uint8]
 
 _USUAL_RATE = 30.0  # frames a second, of a video that does not say
 _DAMAGED_IN_A_ROW = 1000  # then a video has ended, however many frames its header claims
+_UNCOUNTED = (b"\x1aE\xdf\xa3", b"FLV\x01")  # begins of Matroska, WebM and FLV, which tell no number of frames
+_HOLE_SECONDS = 1.0  # without a frame, which is told where damage leaves no other trace
 
 
 class Frames:
@@ -42,15 +44,19 @@ class Frames:
         self.file = file
         self.count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self.rate = rate if 0 < rate < 1000 else _USUAL_RATE
+        self.uncounted = file.is_file() and _begin_of(file) in _UNCOUNTED  # a pipe has no second begin
+        if self.uncounted and rate > 0:  # OpenCV makes the count of the length and the rate
+            self.count = round(self.count * self.rate / rate)
         self.size = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         self.read = 0
         self._capture = capture
         self._seconds = -1.0  # of the last one that was read …
         self._lasts = 1 / self.rate  # … and for how long it is seen
         self._damaged = 0  # before it
+        self._hole = 0.0, 0.0  # the longest time between two that were read
 
-    def __iter__(self) -> Iterator[tuple[float, UInt8]]:
-        """The seconds and pixels of each frame; damaged ones are passed over."""
+    def __iter__(self) -> Iterator[tuple[int, int, float, UInt8]]:
+        """Of each frame its place, how many damaged ones were passed over before it, its seconds and its pixels."""
         tried = failed = 0
         while True:
             whole, frame = self._capture.read()
@@ -58,10 +64,13 @@ class Frames:
             if whole:
                 told, before = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, self._seconds
                 self._seconds = told if told > before else before + 1 / self.rate
-                self._lasts = self._seconds - before if self.read else self._lasts
+                if self.read:
+                    self._lasts = self._seconds - before
+                    self._hole = max(self._hole, (before, self._seconds), key=lambda ends: ends[1] - ends[0])
                 self.read += 1
-                self._damaged, failed = self._damaged + failed, 0
-                yield self._seconds, frame.astype(np.uint8, copy=False)
+                passed, failed = failed, 0
+                self._damaged += passed
+                yield tried - 1, passed, self._seconds, frame.astype(np.uint8, copy=False)
                 continue
             failed += 1
             if tried >= self.count or failed >= _DAMAGED_IN_A_ROW:
@@ -69,21 +78,30 @@ class Frames:
 
     @property
     def missing(self) -> int:
-        """How many could not be read. Matroska tells no number: OpenCV makes one of its length and first rate.
+        """How many could not be read. Where a video tells no number, OpenCV makes one of its length and first rate.
 
-        So a video that ends in a still picture looks like one that breaks off.
+        So one that ends in a still picture looks like one that breaks off.
         """
-        with self.file.open("rb") as opened:
-            matroska = opened.read(4) == b"\x1aE\xdf\xa3"
-        if not (matroska and self.read):
+        if not (self.uncounted and self.read):
             return self.count - self.read
         return self._damaged + max(0, round(self.count - (self._seconds + self._lasts) * self.rate))
+
+    @property
+    def hole(self) -> tuple[float, float] | None:
+        """From when to when an uncounted video shows no frame, where that is long: it is damaged there, or stands still."""
+        begin, end = self._hole
+        return self._hole if self.uncounted and end - begin >= max(_HOLE_SECONDS, 10 / self.rate) else None
+
+
+def _begin_of(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(4)
 
 
 @contextmanager
 def frames_of(file: Path) -> Iterator[Frames]:
     """The frames of a video file, upright."""
-    capture = cv2.VideoCapture(str(file))
+    capture = cv2.VideoCapture(_for_opencv(file))
     try:
         if not capture.isOpened():
             raise click.UsageError(f"{file} is no video that can be read.")
@@ -92,9 +110,22 @@ def frames_of(file: Path) -> Iterator[Frames]:
         capture.release()
 
 
+def _for_opencv(file: Path) -> str:
+    """The absolute path: of a relative one FFmpeg takes what stands before a colon for a protocol. Raises UsageError."""
+    path = str(file.absolute())
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise click.UsageError(f"{file}: its path is not UTF-8, and videos are read and written by such alone.") from error
+    return path
+
+
 def told_missing(frames: Frames) -> int:
     """1, once it is told, where more of the frames could not be read than a video may be wrong about how many it has."""
     missing = frames.missing
+    if frames.hole:
+        begin, end = frames.hole
+        click.echo(f"{frames.file}: there is no frame between {begin:.1f} and {end:.1f} s.", err=True)
     if frames.read and missing <= max(2, frames.count / 100):
         return 0
     click.echo(f"{frames.file}: {missing} of {frames.count} frames could not be read.", err=True)
@@ -139,7 +170,7 @@ async def track(
                 half = opened.enter_context(whole_file(out))
                 lines = opened.enter_context(half.open("wb"))
             await pipeline.start()
-            for number, (seconds, frame) in enumerate(frames):
+            for number, passed, seconds, frame in frames:
                 started = time.perf_counter()
                 try:
                     data = drawing.encode(frame, ".bmp")
@@ -154,7 +185,7 @@ async def track(
                     raise click.ClickException(f"{frames.file}, frame {number}: {error}{cause}") from error
                 if lines:
                     total = time.perf_counter() - started
-                    lines.write(coco_frame(number, 0, followed, model, threshold, total) + b"\n")
+                    lines.write(coco_frame(number, passed, followed, model, threshold, total) + b"\n")
                 if film:
                     _draw(frame, followed, model, threshold)
                     film.write(frame)
@@ -174,7 +205,7 @@ def _film(file: Path, frames: Frames) -> Iterator[cv2.VideoWriter]:
     """A video to write, as large and as fast as the frames."""
     rate = round(frames.rate, 3 if frames.rate < 65 else 2)  # MPEG-4 has 16 bits for its denominator
     with whole_file(file) as half:
-        film = cv2.VideoWriter(str(half), cv2.VideoWriter.fourcc(*"mp4v"), rate, frames.size)
+        film = cv2.VideoWriter(_for_opencv(half), cv2.VideoWriter.fourcc(*"mp4v"), rate, frames.size)
         try:
             if not film.isOpened():
                 raise click.UsageError(f"{file} cannot be written.")

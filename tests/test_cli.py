@@ -338,11 +338,11 @@ def test_no_service_there(lpn):
 
 
 class Capture:
-    """A video of frames at those seconds, with so many by its own account, 30 a second."""
+    """A video of frames at those seconds, with so many by its own account, so many a second."""
 
-    def __init__(self, seconds, count):
+    def __init__(self, seconds, count, rate=30.0):
         self._left, self._now = list(seconds), 0.0
-        self._told = {cv2.CAP_PROP_FPS: 30.0, cv2.CAP_PROP_FRAME_COUNT: count}
+        self._told = {cv2.CAP_PROP_FPS: rate, cv2.CAP_PROP_FRAME_COUNT: count}
 
     def get(self, name):
         return 1000 * self._now if name == cv2.CAP_PROP_POS_MSEC else self._told.get(name, 9)
@@ -354,21 +354,54 @@ class Capture:
         return True, np.zeros((9, 9, 3), np.uint8)
 
 
+@pytest.mark.parametrize("begin", [b"\x1aE\xdf\xa3", b"FLV\x01"])
 @pytest.mark.parametrize(
-    ("seconds", "missing"),
+    ("seconds", "missing", "rate"),
     [
-        ([*np.arange(60) / 30, *(2 + np.arange(30) / 10)], 0),  # 5 s, of which OpenCV makes 150 frames
-        ([*np.arange(60) / 30, *(2 + np.arange(10) / 10)], 60),
-        (np.arange(150) / 30, 0),
+        ([*np.arange(60) / 30, *(2 + np.arange(30) / 10)], 0, 30.0),  # 5 s, of which OpenCV makes 150 frames
+        ([*np.arange(60) / 30, *(2 + np.arange(10) / 10)], 60, 30.0),
+        (np.arange(150) / 30, 0, 30.0),
+        (np.arange(0, 5, 0.04), 0, 1000.0),  # milliseconds that are uneven are taken for its rate
     ],
 )
-def test_matroska_of_a_rate_that_varies_is_whole_where_its_time_is(tmp_path, seconds, missing):
+def test_a_video_that_tells_no_number_of_frames_is_whole_where_its_time_is(tmp_path, seconds, missing, rate, begin, capsys):
     file = tmp_path / "phone.mkv"
-    file.write_bytes(b"\x1aE\xdf\xa3")
-    frames = video_module.Frames(file, Capture(seconds, 150))
+    file.write_bytes(begin)
+    frames = video_module.Frames(file, Capture(seconds, round(5 * rate), rate))
+    assert frames.count == 150
     assert len(list(frames)) == len(seconds)
     assert frames.missing == missing
     assert video_module.told_missing(frames) == (missing > 0)
+    assert "there is no frame" not in capsys.readouterr().err
+
+
+def test_a_hole_in_a_video_that_tells_no_number_of_frames_is_told(tmp_path, capsys):
+    """FFmpeg steps over damage in it without a word; but it may stand still there, so that it is no failure."""
+    file = tmp_path / "phone.mkv"
+    file.write_bytes(b"\x1aE\xdf\xa3")
+    frames = video_module.Frames(file, Capture([*np.arange(60) / 30, *(4 + np.arange(30) / 30)], 150))
+    list(frames)
+    assert video_module.told_missing(frames) == 0
+    assert capsys.readouterr().err == f"{file}: there is no frame between 2.0 and 4.0 s.\n"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+def test_paths_that_are_not_utf_8_are_told_or_taken(lpn, video, photos, tmp_path):
+    """Given such a path, OpenCV's videos end the process."""
+    shutil.copy(video, tmp_path / os.fsdecode(b"caf\xe9.mp4"))
+    (tmp_path / os.fsdecode(b"dr\xe9")).mkdir()
+    for options in ([os.fsdecode(b"caf\xe9.mp4")], [video, "--draw", os.fsdecode(b"dr\xe9/drawn.mp4")]):
+        code, out, err = lpn("track", *options)
+        assert (code, out) == (2, "")
+        assert "its path is not UTF-8, and videos are read and written by such alone" in err
+    assert not list((tmp_path / os.fsdecode(b"dr\xe9")).iterdir())
+    assert lpn("predict", photos, "--out", "people.json", "--draw", os.fsdecode(b"dr\xe9"))[0] == 0
+
+
+def test_a_video_may_be_named_by_a_time(lpn, video, tmp_path):
+    shutil.copy(video, tmp_path / "2024-01-01T12:30:45.mp4")
+    code, out, _ = lpn("track", "2024-01-01T12:30:45.mp4", "--max-people", 1)
+    assert (code, len(out.splitlines())) == (0, 20)
 
 
 def test_a_key(lpn, start_service, photos):
@@ -500,6 +533,11 @@ def test_track_goes_on_past_damaged_frames_and_tells_how_many(lpn, video, tmp_pa
     assert code == 1
     assert 5 < read < 18
     assert err == f"damaged.mp4: {20 - read} of 20 frames could not be read.\n"
+    frames = [json.loads(line) for line in out.splitlines()]
+    places = [frame["images"][0]["id"] for frame in frames]
+    skipped = [frame["skipped"] for frame in frames]
+    assert skipped == [place - before - 1 for place, before in zip(places, [-1, *places], strict=False)]
+    assert sum(skipped) > 0
 
 
 def test_track_tells_of_frames_that_are_too_large(lpn, video):

@@ -30,7 +30,7 @@ from training.files import DataError, make_folder, write_whole
 from training.lpn import HEATMAP_STRIDE, LPN
 from training.pixels import normalised
 from training.train import Run, train
-from training.trainer import place_of, prepare_training, training_parser
+from training.trainer import STOPPED, place_of, prepare_training, training_parser
 from training.weights import read_lpn
 
 log = logging.getLogger("training")
@@ -188,8 +188,7 @@ def ablate(arguments: argparse.Namespace) -> None:
         _claim(place.folder / "config.json", variant.config, start)
         run = Run(variant.config, arguments.data, arguments.cache, place, device, on_device, compiled=False)
         if not (place.folder / "weights.pth").exists() and not train(run, arguments.start):
-            log.info("stopped in %s; the same command goes on", variant.name)
-            return
+            raise SystemExit(f"{variant.name} {STOPPED}")
         rows[variant.name] = measured(run)
         text = tables(rows, sum(stage.crops for stage in variant.config.stages))
         write_whole(arguments.out / "table.md", text)

@@ -71,7 +71,7 @@ def export(
     samples = None if people is None else samples_of(people, lambda picture: _first_person(picture, height))
     crops = torch.zeros((2, height, height * 3 // 4, 3), dtype=torch.uint8)
     golden = _golden_crop(height)
-    graph, precision = graph_of(ServedLPN(model), crops, "crops", ["heatmaps"]), "float32"
+    graph, precision = graph_of(ServedLPN(model, for_int8=samples is not None), crops, "crops", ["heatmaps"]), "float32"
     _check(graph, model, height)
     if samples is not None:
         plain, graph, precision = graph, in_int8(graph, "crops", samples), "int8"

@@ -33,7 +33,7 @@ from training.precision import has_bfloat16
 from training.schedule import Members, one_ahead
 from training.state import State
 from training.synthetic.studio import Studio
-from training.trainer import Place, Plan, Trainer, place_of, prepare_training, training_parser
+from training.trainer import STOPPED, Place, Plan, Trainer, place_of, prepare_training, training_parser
 from training.weights import check_weights, read_lpn
 
 # One step's people: crops [N, H, W, 3], keypoints [N, 17, 2] in crop pixels, weights [N, 17], and a teacher's heatmaps
@@ -249,7 +249,8 @@ def main() -> None:
             on_device=arguments.resident or device.type == "cuda",
             compiled=arguments.compile,
         )
-        train(run, arguments.start)
+        if not train(run, arguments.start):
+            raise SystemExit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from training.weights import write_content
 
 log = logging.getLogger("training")
 
+STOPPED = "stopped before its end; the same command goes on"
+
 _CHECKPOINT_SECONDS = 240
 _CHECK_SECONDS = 1200  # checks took 9 % of the time on a slow CPU, once every checkpoint
 _REPORT_SECONDS = 30
@@ -202,7 +204,7 @@ def place_of(folder: Path, minutes: float | None) -> Place:
 
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, stop)
-    return Place(folder, time.monotonic() + 60 * minutes if minutes else float("inf"), stopped)
+    return Place(folder, float("inf") if minutes is None else time.monotonic() + 60 * minutes, stopped)
 
 
 def prepare_training(device: torch.device) -> None:

@@ -108,8 +108,8 @@ class Follower:
         if (people.width, people.height) != self._size:
             self._tracks = []
             return seen
-        # Who was lost may be hidden by who stands there now, may have walked on behind it, or have stopped there.
-        for known, ahead in ((here, True), (lost, True), (lost, False)):
+        # Whoever was here has walked on, or stopped. Who was lost may besides be hidden by who stands there now.
+        for known, ahead in ((here, True), (here, False), (lost, True), (lost, False)):
             free = np.flatnonzero(seen.ids == 0)
             tracks = [track for track in known if track.id not in seen.ids]
             if tracks and len(free):

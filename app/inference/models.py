@@ -43,7 +43,8 @@ def open_models(settings: Settings, threads: int) -> Models:
     for folder in stored_models(settings.model_store):
         stored = load_model(folder)
         if isinstance(stored.description, DetectorDescription):
-            detectors[stored.description.id] = Detector.opened(stored, settings.max_boxes, threads)
+            # Streams ask for those who are followed besides those who may be told.
+            detectors[stored.description.id] = Detector.opened(stored, 2 * settings.max_boxes, threads)
         else:
             pose[stored.description.id] = PoseModel.opened(stored, threads)
     if not pose:

@@ -257,7 +257,7 @@ class Scheduler:
             if ticket.network is not network:
                 others.append(ticket)
                 continue
-            own = (ticket.infer_seconds + ticket.keypoint_seconds) / len(self._lanes)
+            own = (ticket.infer_seconds + ticket.keypoint_seconds + self._running_seconds(ticket)) / len(self._lanes)
             ticket.queue_seconds = max(0.0, now - ticket.enqueued - own)
             self._metrics.queue_wait.observe(now - ticket.enqueued)
             members.append((ticket, ticket.next))
@@ -266,6 +266,15 @@ class Scheduler:
                 self._tickets.append(ticket)
         self._tickets.extendleft(reversed(others))
         return members
+
+    def _running_seconds(self, ticket: Ticket) -> float:
+        """The lanes' seconds so far for the ticket's crops that are being run."""
+        now = time.monotonic()
+        return sum(
+            (now - lane.started) * sum(each is ticket for each, _ in lane.members) / len(lane.members)
+            for lane in self._lanes
+            if lane.members
+        )
 
     async def _run_batch(self, lane: _Lane, alone: bool) -> None:
         """Run a lane's batch on its thread, answer its members, and hand the lane its next batch."""

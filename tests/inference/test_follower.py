@@ -272,6 +272,21 @@ def test_whoever_walks_keeps_their_number_where_frames_become_seldom(speed, phas
     assert asyncio.run(follow_all())[-1] == [1]
 
 
+@pytest.mark.parametrize(("speed", "gap"), [(0.7, 0.8), (1.0, 0.5), (1.5, 0.3), (1.5, 1.2)])
+def test_whoever_stops_while_no_frame_comes_keeps_their_number(speed, gap):
+    pipeline = Walker(speed)
+
+    async def follow_all() -> list[list[int]]:
+        follower, task = Follower(pipeline), PoseTask([b""], [None], None, False, None, 50, None, 0.0)
+        told = []
+        for time in [*np.arange(0, 1, 1 / 30), 1 + gap, 1.1 + gap]:
+            pipeline.now = min(time, 29 / 30)
+            told.append((await follower.follow(task, time)).ids)
+        return told
+
+    assert asyncio.run(follow_all())[-2:] == [[1], [1]]
+
+
 @pytest.mark.parametrize(("people", "max_people"), [(5, 1), (8, 2)])
 def test_whoever_is_followed_is_not_given_up_for_others(people, max_people):
     pipeline = StandIn(people)

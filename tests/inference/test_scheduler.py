@@ -138,6 +138,18 @@ def test_a_request_does_not_wait_for_itself():
     drive(work)
 
 
+def test_a_request_does_not_wait_for_what_another_lane_runs_of_it():
+    def slow(batch: np.ndarray) -> BatchResult:
+        time.sleep(0.4 if batch[0, 0] else 0.2)
+        return BatchResult(batch.astype(np.float32), 0.2, 0.0)
+
+    async def work(s: Scheduler) -> None:
+        ticket = await s.run(Network("slow", slow, counts="pictures"), crops(0, 1, 2), soon())
+        assert ticket.queue_seconds < 0.1  # the third is taken after 0.2 s, in which both lanes ran its siblings
+
+    drive(work, lanes=2)
+
+
 def test_a_request_without_crops_is_answered_at_once():
     async def work(s: Scheduler) -> None:
         assert (await s.run(Network("n", doubled), crops(), soon())).results == []

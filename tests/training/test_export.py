@@ -262,8 +262,9 @@ def test_weights_of_another_kind_end_the_export_with_one_line(tmp_path, monkeypa
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("for_int8", [False, True])
 @pytest.mark.parametrize("depth", [50, 101])
-def test_the_served_form_gives_the_networks_heatmaps(depth):
+def test_the_served_form_gives_the_networks_heatmaps(depth, for_int8):
     torch.manual_seed(0)
     model = LPN(depth).eval()
     for module in model.modules():  # nothing stays at 0 or 1, as it is before training
@@ -279,7 +280,7 @@ def test_the_served_form_gives_the_networks_heatmaps(depth):
     torch.nn.init.normal_(model.final_layer.weight, std=0.1)
     crops = torch.randint(0, 256, (2, 64, 48, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        expected, found = model(normalised(crops)), ServedLPN(model)(crops)
+        expected, found = model(normalised(crops)), ServedLPN(model, for_int8)(crops)
     assert expected.std() > 0.01
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 

@@ -32,7 +32,7 @@ from training.lpn import LPN
 from training.pixels import normalised
 from training.schedule import averaging, epoch_order, learning_rate, write_line
 from training.train import Run, _new_optimizer, losses_of, main, steps_of
-from training.trainer import Place
+from training.trainer import STOPPED, Place
 from training.weights import read_lpn
 
 CONFIG = """
@@ -86,7 +86,11 @@ def _run(data, tmp_path, monkeypatch, name, *more, config=CONFIG):
     (tmp_path / "config.toml").write_text(config)
     command = ["train", str(tmp_path / "config.toml"), "--data", str(data), "--cache", str(tmp_path / "cache")]
     monkeypatch.setattr("sys.argv", [*command, "--run", str(tmp_path / name), *more])
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code != STOPPED or "--minutes" not in more:
+            raise
 
 
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(data, tmp_path, monkeypatch):
@@ -99,6 +103,14 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(data, tmp_path,
     for key, value in whole.items():
         torch.testing.assert_close(parts[key], value, rtol=0, atol=0)
     assert (tmp_path / "parts/log.jsonl").read_text().count('"oks"') >= 6
+
+
+def test_a_run_that_is_stopped_ends_as_a_failure_does(data, tmp_path, monkeypatch):
+    """Or `train && export` would export what is not there, or the weights of a run before."""
+    _run(data, tmp_path, monkeypatch, "run", "--minutes", "0")
+    assert not (tmp_path / "run/weights.pth").exists()
+    with pytest.raises(SystemExit, match="stopped before its end; the same command goes on"):
+        main()
 
 
 def test_a_run_goes_on_with_its_own_config_alone_to_which_stages_may_be_added(data, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from training.files import DataError
 from training.precision import has_bfloat16
 from training.schedule import one_ahead
 from training.state import State
-from training.trainer import Place, Plan, Trainer, place_of, prepare_training, training_parser
+from training.trainer import STOPPED, Place, Plan, Trainer, place_of, prepare_training, training_parser
 from training.weights import check_tensors, read_content
 
 _CHECKED_PHOTOS = 96
@@ -186,7 +186,8 @@ def main() -> None:
     with one_line_faults():
         place = place_of(arguments.run, arguments.minutes)
         run = Run(Config.read(arguments.config), arguments.data, arguments.cache, place, device)
-        train(run, arguments.imagenet, arguments.start)
+        if not train(run, arguments.imagenet, arguments.start):
+            raise SystemExit(STOPPED)
 
 
 if __name__ == "__main__":
