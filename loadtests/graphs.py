@@ -36,7 +36,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--size", type=int, nargs=2, default=(416, 416), help="height and width of what a detector searches")
     arguments = parser.parse_args()
-    sessions = [open_session(graph.read_bytes()) for graph in arguments.graphs]
+    try:
+        sessions = [open_session(graph.read_bytes()) for graph in arguments.graphs]
+    except OSError as error:
+        raise SystemExit(f"{error.filename} cannot be read: {error.strerror}") from error
     batch, size = arguments.batch, arguments.size
     times = np.array([[milliseconds(session, batch, size) for session in sessions] for _ in range(arguments.rounds)])
     print("| graph | CPU ms a picture | quicker than the first by (10–90 % of rounds) |\n| --- | --- | --- |")

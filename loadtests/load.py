@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--enlarged", type=int, default=1, help="times that each side of the photo is larger")
     parser.add_argument("--mixed", action="store_true", help="boxed and searched pictures alone and together")
     arguments = parser.parse_args()
+    if min(arguments.requests, arguments.enlarged, *arguments.clients) < 1 or min(arguments.boxes) < 0:
+        parser.error("--requests, --clients and --enlarged are at least 1, --boxes at least 0")
     photo = Photo(arguments.enlarged)
     if arguments.mixed:
         measured = mixed(arguments.url, photo, arguments.requests)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,15 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
     return int(text)
+
+
+def file_to_write(text: str) -> Path:
+    """A command line's file that is written at the end of the work, in a folder that takes it. Raises
+    argparse.ArgumentTypeError."""
+    file = Path(text)
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{file.parent} is no folder that can be written to")
+    return file
 
 
 def model_folder(store: Path, wanted: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
-from training.command import measuring_parser, model_folder, one_line_faults
+from training.command import file_to_write, measuring_parser, model_folder, one_line_faults
 from training.data import read_annotations, set_of
 from training.files import DataError, write_whole
 from training.sheet import found_people
@@ -32,7 +32,7 @@ def main() -> None:
     """The command line."""
     parser = measuring_parser("python -m training.hard", "Write a set of the people whom a model finds badly.", "lpn50")
     parser.add_argument("--annotations", type=Path, required=True, help="a COCO keypoint file beside its pictures")
-    parser.add_argument("--out", type=Path, required=True, help="the new set, beside the same pictures")
+    parser.add_argument("--out", type=file_to_write, required=True, help="the new set, beside the same pictures")
     arguments = parser.parse_args()
     take_one_thread_each()
     with one_line_faults():

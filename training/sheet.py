@@ -15,7 +15,7 @@ import numpy.typing as npt
 from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
 from app.vision import drawing
-from training.command import measuring_parser, model_folder, one_line_faults
+from training.command import file_to_write, measuring_parser, model_folder, one_line_faults
 from training.data import read_pictures
 from training.estimators import cut
 from training.evaluate import labelled_people
@@ -104,7 +104,7 @@ def main() -> None:
     parser = measuring_parser("python -m training.sheet", "Draw the best and the worst found people.", "lpn50")
     parser.add_argument("--annotations", type=Path, required=True, help="a COCO keypoint file")
     parser.add_argument("--images", type=Path, help="the folder of its pictures")
-    parser.add_argument("--out", type=Path, required=True, help="the sheet, a .jpg")
+    parser.add_argument("--out", type=file_to_write, required=True, help="the sheet, a .jpg")
     arguments = parser.parse_args()
     take_one_thread_each()
     with one_line_faults():

@@ -60,3 +60,9 @@ def test_a_set_of_people_whom_the_model_finds_well_is_told_so(people, tmp_path, 
     with pytest.raises(SystemExit, match="holds nobody whom the model finds with a similarity of"):
         run(monkeypatch, people, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_a_set_that_could_not_be_written_is_told_before_the_work(people, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, people, tmp_path / "nowhere/people_hard.json")
+    assert f"argument --out: {tmp_path / 'nowhere'} is no folder that can be written to" in capsys.readouterr().err

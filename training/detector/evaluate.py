@@ -159,6 +159,8 @@ def report(rows: dict[str, float], truth: Truth, nobody_scores: list[float], pho
 
 def _measure(arguments: argparse.Namespace) -> None:
     folder = model_folder(arguments.store, arguments.model)
+    if arguments.out:
+        make_folder(arguments.out)
     detector = Detector.opened(load_model(folder), FOUND_LIMIT)
     people_file, nobody_file = (arguments.data / name for name in ("pose/dev/coco.json", "detect/dev/nobody.json"))
     results = detections(detector, read_pictures(people_file))
@@ -169,7 +171,6 @@ def _measure(arguments: argparse.Namespace) -> None:
     rows = figures(measures, truth, nobody, photos, threshold)
     print(report(rows, truth, nobody, photos))
     if arguments.out:
-        make_folder(arguments.out)
         person = {"category_id": person_category_of(people_file)}
         write_whole(arguments.out / "detections.json", json.dumps([result | person for result in posed(results)]))
         curves = {f"{detector.description.id}, AP50 {measures['ap50']:.3f}": precision}
