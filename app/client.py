@@ -87,8 +87,8 @@ class Pose:
 
 
 class PoseClient:
-    """Asks one service, over connections that it keeps. Several threads may share it, and so may processes that are forked.
-    Close it, or use it in a `with`.
+    """Asks one service, over connections that it keeps. Several threads may share it, and so may processes that are forked
+    (with a `transport` they share its connections, though). Close it, or use it in a `with`.
 
     A request that is refused with 429 or 503 is sent again, `retries` times at most, after the wait that the service names (a
     minute at most), and so is one whose connection breaks.
@@ -215,7 +215,7 @@ def _opener(
         try:
             return kind(base_url=address, headers=headers, timeout=timeout, transport=transport)
         except (ImportError, ValueError, httpx.InvalidURL) as error:
-            raise ValueError(f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used: {error}") from error
+            raise ValueError(f"what HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY says cannot be used: {error}") from error
 
     return opened
 

@@ -73,7 +73,7 @@ class Frames:
                 yield tried - 1, passed, self._seconds, frame.astype(np.uint8, copy=False)
                 continue
             failed += 1
-            if tried >= self.count or failed >= _DAMAGED_IN_A_ROW:
+            if (tried >= self.count and not self.uncounted) or failed >= _DAMAGED_IN_A_ROW:
                 return
 
     @property
@@ -136,6 +136,8 @@ def check_outputs(video: Path, out: Path | None, draw: Path | None) -> None:
     """Raise UsageError where what is written would take the place of what is read, or of what is also written."""
     if draw is not None and draw.suffix.lower() != ".mp4":
         raise click.UsageError(f"--draw {draw}: the video is written as .mp4.")
+    if draw is not None:
+        _for_opencv(draw)
     written = [file for file in (out, draw) if file is not None]
     for file in written:
         check_regular(file)

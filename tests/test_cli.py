@@ -375,6 +375,18 @@ def test_a_video_that_tells_no_number_of_frames_is_whole_where_its_time_is(tmp_p
     assert "there is no frame" not in capsys.readouterr().err
 
 
+def test_a_video_that_tells_no_number_of_frames_goes_on_past_a_damaged_one(tmp_path):
+    """Though by then more were read than its length and the usual rate make."""
+    file = tmp_path / "phone.mkv"
+    file.write_bytes(b"\x1aE\xdf\xa3")
+    seconds = np.arange(300) / 60
+    capture = Capture(seconds, 5000, 1000.0)
+    read, calls = capture.read, itertools.count()
+    capture.read = lambda: (False, None) if next(calls) == 200 else read()
+    frames = video_module.Frames(file, capture)
+    assert [place for place, *_ in frames] == [*range(200), *range(201, 301)]
+
+
 def test_a_hole_in_a_video_that_tells_no_number_of_frames_is_told(tmp_path, capsys):
     """FFmpeg steps over damage in it without a word; but it may stand still there, so that it is no failure."""
     file = tmp_path / "phone.mkv"
@@ -393,6 +405,7 @@ def test_paths_that_are_not_utf_8_are_told_or_taken(lpn, video, photos, tmp_path
     for options in ([os.fsdecode(b"caf\xe9.mp4")], [video, "--draw", os.fsdecode(b"dr\xe9/drawn.mp4")]):
         code, out, err = lpn("track", *options)
         assert (code, out) == (2, "")
+        assert "caf" in err or "drawn.mp4" in err
         assert "its path is not UTF-8, and videos are read and written by such alone" in err
     assert not list((tmp_path / os.fsdecode(b"dr\xe9")).iterdir())
     assert lpn("predict", photos, "--out", "people.json", "--draw", os.fsdecode(b"dr\xe9"))[0] == 0

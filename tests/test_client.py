@@ -113,11 +113,19 @@ def test_processes_that_are_forked_get_their_own_answers(service):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "socks://127.0.0.1:1080", "127.0.0.1:bad"])
-def test_a_proxy_that_cannot_be_used(proxy, monkeypatch):
-    monkeypatch.setenv("ALL_PROXY", proxy)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1080"),
+        ("HTTP_PROXY", "socks://127.0.0.1:1080"),
+        ("HTTPS_PROXY", "127.0.0.1:bad"),
+        ("NO_PROXY", "[::1]"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
     for kind in (PoseClient, AsyncPoseClient):
-        with pytest.raises(ValueError, match="the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used: "):
+        with pytest.raises(ValueError, match="what HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY says cannot be used: "):
             kind("http://localhost:8000")
 
 

@@ -152,7 +152,7 @@ def _claim(file: Path, config: Config, start: str | None) -> None:
 
     Raises DataError where something else is there: its results are another run's.
     """
-    hashes = {"start": start} | ({"teacher": _hash(config.distillation.model / "model.onnx")} if config.distillation else {})
+    hashes = {"start": start} | ({"teacher": _hash(config.distillation.model / "model.toml")} if config.distillation else {})
     if file.exists() and not _is_of(json.loads(file.read_text()), hashes, config):
         raise DataError(f"{file} is of another config or start; give another --out or remove {file.parent}")
     write_whole(file, json.dumps(hashes | {"config": config.model_dump(mode="json")}, indent=1))

@@ -81,8 +81,8 @@ class Distillation(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: Path  # its folder in a store; it must take crops of the stage's height
-    share: float = Field(ge=0, le=1)  # of the loss; the labels have the rest
+    model: Path  # its folder in a store; it must take crops of every stage's height
+    share: float = Field(gt=0, le=1)  # of the loss; the labels have the rest
 
 
 class Rendered(BaseModel):

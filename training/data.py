@@ -287,7 +287,7 @@ def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: It
 def _on_one_spot(joints: npt.NDArray[np.float64], height: float) -> npt.NDArray[np.bool_]:
     """Which of joints [17, 2] of the body a teacher laid on the spot of their counterpart.
 
-    It does so with one ankle in seven (of `humans`), people with one in ninety (training/README.md).
+    It does so with up to one pair of ankles in seven, people with one in ninety (training/README.md, "Joints on one spot").
     """
     near = np.linalg.norm(joints - joints[MIRROR], axis=1) < _ONE_SPOT * height
     near[:5] = False  # the nose is its own counterpart, and eyes and ears in profile are near each other

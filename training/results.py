@@ -59,26 +59,30 @@ def _joints_and_score(person: dict[str, Any]) -> dict[str, Any]:
 
 
 def expected_and_found(results: list[dict[str, Any]], ground_truth: dict[str, Any]) -> tuple[int, Float64]:
-    """How many labelled people have a result whose box overlaps theirs by half, and of their labelled joints the expected and
-    the found error [M, 2], as shares of the padded box's height."""
+    """How many labelled people have a result of their own whose box overlaps theirs by half, and of their labelled joints the
+    expected and the found error [M, 2], as shares of the padded box's height."""
     found = defaultdict(list)
     for result in results:
         if "errors" in result:
             found[result["image_id"]].append(result)
-    people, rows = 0, [np.zeros((0, 2))]
+    labelled = defaultdict(list)
     for person in ground_truth["annotations"]:
-        near = found[person["image_id"]]
-        if not near or person["num_keypoints"] == 0:
+        if person["num_keypoints"] > 0:
+            labelled[person["image_id"]].append(person)
+    people, rows = 0, [np.zeros((0, 2))]
+    for image, persons in labelled.items():
+        if not (near := found[image]):
             continue
-        overlaps = mask.iou(np.array([each["box"] for each in near]), np.array([person["bbox"]], np.float64), [0])[:, 0]
-        if overlaps.max() < _SAME_PERSON:
-            continue
-        people += 1
-        nearest = near[int(overlaps.argmax())]
-        joints, labels = (np.reshape(each["keypoints"], (-1, 3)) for each in (nearest, person))
-        distances = np.linalg.norm((joints - labels)[:, :2], axis=1)
-        (height,) = box.centres_and_sizes(nearest["box"][None], ASPECT)[1][:, 1]
-        rows.append((np.stack([nearest["errors"], distances], axis=1) / height)[labels[:, 2] > 0])
+        boxes = np.array([each["bbox"] for each in persons], np.float64)
+        overlaps = mask.iou(np.array([each["box"] for each in near]), boxes, [0] * len(persons))
+        while overlaps.max() >= _SAME_PERSON:
+            which, whose = np.unravel_index(int(overlaps.argmax()), overlaps.shape)
+            overlaps[which], overlaps[:, whose] = 0, 0
+            people += 1
+            joints, labels = (np.reshape(each["keypoints"], (-1, 3)) for each in (near[which], persons[whose]))
+            distances = np.linalg.norm((joints - labels)[:, :2], axis=1)
+            (height,) = box.centres_and_sizes(near[which]["box"][None], ASPECT)[1][:, 1]
+            rows.append((np.stack([near[which]["errors"], distances], axis=1) / height)[labels[:, 2] > 0])
     return people, np.concatenate(rows)
 
 

@@ -24,6 +24,7 @@ from training.decoders import OURS
 from training.device import changed_crops as crops_on_device
 from training.device import resident
 from training.files import DataError, write_whole
+from training.keypoints import NAMES
 from training.loss import heatmap_loss, target_heatmaps, trust_in
 from training.lpn import HEATMAP_STRIDE, LPN
 from training.oks import joint_similarities
@@ -62,14 +63,18 @@ class Run:
 def teacher_of(run: Run, stage: Stage) -> Teacher:
     """From crops [N, H, W, 3] to the teacher's heatmaps with flip test, [N, 17, H/4, W/4]; [N, 0, 0, 0] without a teacher.
 
-    Raises DataError where it takes crops of another height.
+    Raises ModelError, and DataError where it is of crops, heatmaps or joints that are not the stage's.
     """
     if run.config.distillation is None:
         return lambda crops: np.zeros((len(crops), 0, 0, 0), np.float32)
     model = PoseModel.load(run.config.distillation.model)
-    told = model.description
-    if told.input.height != stage.height:
-        raise DataError(f"{told.id} takes crops {told.input.height} pixels high, and the stage has {stage.height}")
+    told, height, width = model.description, stage.height, stage.height * 3 // 4
+    wanted = height, width, height // HEATMAP_STRIDE, width // HEATMAP_STRIDE
+    if (told.input.height, told.input.width, told.heatmap.height, told.heatmap.width) != wanted:
+        crops = f"crops {told.input.height} high and {told.input.width} wide"
+        raise DataError(f"{told.id} takes {crops}, and a stage has {height} and {width}: it cannot teach it")
+    if told.keypoints.names != tuple(NAMES):
+        raise DataError(f"{told.id} knows other joints: it cannot teach them")
     return lambda crops: model.averaged(model.heatmaps(crops), model.heatmaps(crops[:, :, ::-1]))
 
 
@@ -178,6 +183,8 @@ def train(run: Run, start: Path | None) -> bool:
 
     A new run starts from the weights in the file `start`, or from scratch. Raises DataError.
     """
+    for stage in run.config.stages:  # now, not hours later when its turn comes
+        teacher_of(run, stage)
     torch.manual_seed(run.config.seed)
     depth, attention = run.config.depth, run.config.attention
 

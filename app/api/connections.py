@@ -34,7 +34,7 @@ STREAM_PATH = b"/v1/stream"
 _FOR_PROBES = 8  # connections over the limit while all are at work, or a busy service would be taken for a dead one
 _HEAD_BYTES = 65_536
 _CHUNKS, _CHUNK_BYTES = 4096, 64  # of a body, after which chunks have so many bytes on average: each is a call of its own
-_numbers = itertools.count()  # of connections in their order; the loop's clock gives many of them one millisecond
+_numbers = itertools.count()  # of connections, by when they came or were last answered; clocks give many one millisecond
 _SENT_AHEAD = 64  # requests on a connection that wait for the answers before them: one read may hold thousands
 # Clients that would rather speak HTTP/2 (Java's, curl --http2) offer it with every request. httptools takes what follows such
 # a head, the body, for bytes of that protocol and then for another request.
@@ -203,6 +203,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         of_the_last = self._head_complete and self._answering is self.cycle
+        self.number = next(_numbers)
         super().on_response_complete()
         if of_the_last and not self._body_complete and not self.transport.is_closing():
             self._expect(self.transport.close)  # the rest of a refused body is taken first, so that the refusal is read
@@ -305,7 +306,7 @@ class Connection(HttpToolsProtocol):
         self._refuse(Problem("request_timeout", f"The request's head did not arrive within {seconds}."))
 
     def _close_an_idle_one(self) -> bool:
-        """Close the oldest connection without a request; whether there was one."""
+        """Close the connection that has been without a request for longest; whether there was one."""
         others = (other for other in self.connections if isinstance(other, Connection) and other is not self)
         idle = [other for other in others if other.idle and not other.transport.is_closing()]
         if idle:

@@ -109,6 +109,7 @@ def _pose_request(settings: Settings) -> dict[str, Any]:
         _limit(properties["max_people"], settings.max_boxes)
     for schema in (*body["properties"].values(), *images["items"]["properties"].values()):
         schema.pop("default", None)  # see _without_null
+    body["examples"] = [{"images": [{"data": "the picture file in base64"}]}]  # else tools make one that is refused
     options = {name: _without_null(schema) for name, schema in options.items()}
     boxes = {
         "type": "string",

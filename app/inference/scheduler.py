@@ -257,7 +257,8 @@ class Scheduler:
             if ticket.network is not network:
                 others.append(ticket)
                 continue
-            own = (ticket.infer_seconds + ticket.keypoint_seconds + self._running_seconds(ticket)) / len(self._lanes)
+            running = self._running_seconds(ticket) if ticket.next else 0.0
+            own = (ticket.infer_seconds + ticket.keypoint_seconds + running) / len(self._lanes)
             ticket.queue_seconds = max(0.0, now - ticket.enqueued - own)
             self._metrics.queue_wait.observe(now - ticket.enqueued)
             members.append((ticket, ticket.next))

@@ -397,17 +397,18 @@ def test_a_flood_of_idle_connections_shuts_nobody_out(start_service, t_pose):
     assert service.client.get("/readyz").status_code == 200
 
 
-def test_over_the_limit_the_oldest_idle_connection_is_closed(start_service):
+def test_over_the_limit_the_connection_that_is_idle_for_longest_is_closed(start_service):
     service = start_service(max_connections=20, body_timeout_s=30)
     service.client.close()
     with contextlib.ExitStack() as held:
         socks = [held.enter_context(connect(service.port)) for _ in range(20)]  # many of one millisecond
         for sock in socks:
             ask_and_read(sock)
+        ask_and_read(socks[0])  # a proxy's, which is the oldest
         newest = held.enter_context(connect(service.port))
         ask_and_read(newest)
-        assert socks[0].recv(1) == b""
-        assert select.select([*socks[1:], newest], [], [], 0.2)[0] == []
+        assert socks[1].recv(1) == b""
+        assert select.select([socks[0], *socks[2:], newest], [], [], 0.2)[0] == []
 
 
 def test_over_the_limit_all_but_probes_are_refused_while_all_are_at_work(start_service):

@@ -192,6 +192,7 @@ def test_the_openapi_document_tells_of_every_page_and_option(client):
     bodies = pose["requestBody"]["content"]
     assert {"image/jpeg", "image/png", "multipart/form-data", "application/json", "application/octet-stream"} <= bodies.keys()
     assert Options.model_fields.keys() <= bodies["application/json"]["schema"]["properties"].keys()
+    assert bodies["application/json"]["schema"]["examples"] == [{"images": [{"data": "the picture file in base64"}]}]
     # A generated client would send it, to be refused where the query names the option.
     assert not [name for name, option in bodies["application/json"]["schema"]["properties"].items() if "default" in option]
 

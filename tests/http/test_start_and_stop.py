@@ -78,6 +78,7 @@ def test_more_connections_than_the_system_gives_open_files_are_told_in_one_line(
     )
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="other processes' limits are told on Linux alone")
 def test_a_low_limit_of_open_files_is_raised_to_suit_the_connections(start_service):
     """A shell's or systemd's soft limit; the hard one is left."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

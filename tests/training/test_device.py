@@ -74,6 +74,14 @@ def test_each_change_is_the_same_by_both(changed, tolerance):
     assert np.abs(by_opencv - still).mean() > np.abs(by_opencv - in_torch).mean()
 
 
+def test_beyond_the_photo_it_stays_black_whatever_its_colours():
+    _, plain, _ = _both(**GEOMETRY)
+    by_opencv, in_torch, _ = _both(**GEOMETRY, brightness=0.3, contrast=0.3, grey=0.3)
+    assert (plain == 0).mean() > 0.05
+    assert in_torch[plain == 0].max() == 0
+    assert np.abs(by_opencv - in_torch).mean() < 1.0
+
+
 def test_jpeg_is_imitated_at_its_strength():
     by_opencv, in_torch, _ = _both(jpeg=1.0)
     still, _, _ = _both()

@@ -31,7 +31,7 @@ from training.loss import heatmap_loss, target_heatmaps, trust_in
 from training.lpn import LPN
 from training.pixels import normalised
 from training.schedule import averaging, epoch_order, learning_rate, write_line
-from training.train import Run, _new_optimizer, losses_of, main, steps_of
+from training.train import Run, _new_optimizer, losses_of, main, steps_of, teacher_of
 from training.trainer import STOPPED, Place
 from training.weights import read_lpn
 
@@ -290,8 +290,15 @@ def test_a_teacher_is_asked_with_flip_test_and_about_crops_of_its_own_height(dat
             maps, mirrored = (teacher(normalised(each.round())).numpy() for each in (crops, crops.flip(2)))
         np.testing.assert_allclose(taught, heatmap.average_with_mirrored(maps, mirrored, MIRROR, 0.75), atol=1e-3)
     other = Config.model_validate(tomllib.loads(text.replace("height = 64", "height = 128"))).stages[0]
-    with pytest.raises(DataError, match="teacher/1 takes crops 64 pixels high, and the stage has 128"):
-        next(steps_of(run, sets, other, 0, 0))
+    with pytest.raises(DataError, match="teacher/1 takes crops 64 high and 48 wide, and a stage has 128 and 96"):
+        teacher_of(run, other)
+    toml = folder / "model.toml"
+    toml.write_text(toml.read_text().replace('"left_eye", "right_eye"', '"right_eye", "left_eye"'))
+    with pytest.raises(DataError, match="teacher/1 knows other joints"):
+        teacher_of(run, config.stages[0])
+    told = _ended(data, tmp_path, monkeypatch, config=text)  # before it begins
+    assert "teacher/1 knows other joints" in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_is_trusted_as_far_as_its_heatmap_is_high():
@@ -584,7 +591,7 @@ def test_a_teacher_moves_the_loss_by_its_share():
     crops = torch.randint(0, 255, (2, 64, 48, 3), dtype=torch.uint8)
     losses = []
     for share in (0.0, 0.5, 1.0):
-        more = f'[distillation]\nmodel = "teacher"\nshare = {share}\n'
+        more = f'[distillation]\nmodel = "teacher"\nshare = {share}\n' if share else ""
         config = Config.model_validate(tomllib.loads(CONFIG.replace("[sets]", more + "[sets]")))
         run = Run(config, Path(), Path(), Place(Path()), torch.device("cpu"), True, False)
         with torch.no_grad():

@@ -84,6 +84,7 @@ async function film() {
   const before = { photo, upright, boxes, earlier, answer };
   [photo, upright, boxes, earlier, answer, corner, dragged] = [null, null, [], [], null, null, null];
   for (const id of ["retry", "undo", "search"]) offer(id, false);
+  part("places").value = "";
   part("answer").hidden = true;
   draw();
   const first = part("invitation").contains(document.activeElement);
@@ -108,6 +109,7 @@ async function film() {
     if (before.photo) ({ photo, upright, boxes, earlier, answer } = before);
     part("answer").hidden = !answer;
     for (const id of ["undo", "search"]) offer(id, boxes.length > 0);
+    part("places").value = written(boxes);
     part("invitation").hidden = Boolean(photo);
     part("stage").classList.toggle("filled", Boolean(photo));
     canvas.ariaLabel = "The photo";
@@ -451,6 +453,10 @@ addEventListener("drop", (event) => {
 });
 part("flip").addEventListener("change", send);
 part("places").addEventListener("change", ({ target }) => {
+  if (!photo) {
+    target.value = "";
+    return tell("Boxes are of a photo: choose one first.", true);
+  }
   const texts = target.value.split(";").filter((text) => text.trim());
   const read = texts.map((text) => text.split(",").map((value) => value.trim() ? Number(value) : NaN));
   const wrong = read.findIndex((box) => box.length !== 4 || !box.every(Number.isFinite));
