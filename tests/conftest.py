@@ -20,6 +20,7 @@ PHOTOS = Path(__file__).parent / "data/photos"
 T_POSE_BOX = (295, 15, 545, 595)
 TWO_WOMEN_BOXES = ((140, 200, 225, 640), (620, 20, 655, 825))
 
+os.environ["no_proxy"] = "127.0.0.1,::1,localhost"  # what is asked here is on this machine, whatever proxy its user has
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jobs have it so, and what they start inherits it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -90,18 +91,19 @@ def _start(log_file: Path, wait: bool = True, **settings: object) -> Service:
     try:
         service = _listening(process, log_file)
         if wait:
-            service.wait_until(lambda: _ready(service), 60)
+            service.wait_until(lambda: _ready(service), 180)
     except BaseException:
         process.kill()
+        process.wait()
         raise
     return service
 
 
 def _listening(process: subprocess.Popen[bytes], log_file: Path) -> Service:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not (found := re.search(r"listens on (http://\S+:(\d+))\n", log_file.read_text())):
         assert process.poll() is None, f"the service ended with {process.returncode}:\n{log_file.read_text()}"
-        assert time.monotonic() < until, "the service did not start within a minute"
+        assert time.monotonic() < until, "the service did not start within three minutes"
         time.sleep(0.02)
     return Service(process, httpx.Client(base_url=found[1], timeout=60), int(found[2]), log_file)
 
@@ -118,7 +120,7 @@ def _stop(service: Service) -> None:
     service.client.close()
     service.process.terminate()
     try:
-        code = service.process.wait(30)
+        code = service.process.wait(120)
     except subprocess.TimeoutExpired:
         service.process.kill()
         code = service.process.wait()

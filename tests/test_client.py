@@ -119,7 +119,7 @@ def test_processes_that_are_forked_get_their_own_answers(service):
         ("ALL_PROXY", "socks5://127.0.0.1:1080"),
         ("HTTP_PROXY", "socks://127.0.0.1:1080"),
         ("HTTPS_PROXY", "127.0.0.1:bad"),
-        ("NO_PROXY", "[::1]"),
+        ("no_proxy", "[::1]"),
     ],
 )
 def test_a_proxy_that_cannot_be_used(name, value, monkeypatch):

@@ -4,7 +4,6 @@ A SimpleBaseline of depthwise bottlenecks with global-context attention. Paramet
 checkpoints (github.com/zhang943/lpn-pytorch), so that theirs load with `strict=True`.
 """
 
-from math import gcd
 from typing import Literal, cast, get_args
 
 import torch
@@ -105,12 +104,12 @@ class GroupedUpsampling(nn.ConvTranspose2d):
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(channels, out_channels, 4, stride=2, padding=1, groups=gcd(channels, out_channels), bias=False)
+        super().__init__(channels, out_channels, 4, stride=2, padding=1, groups=out_channels, bias=False)
         # Output row 2i + a sums input rows i - 1, i, i + 1 by these kernel rows; 4 stands for zero.
         self.register_buffer("phase_rows", torch.tensor([[3, 1, 4], [4, 2, 0]]), persistent=False)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if not self.training or not takes_own_forms(x) or self.groups != self.out_channels:
+        if not self.training or not takes_own_forms(x):
             return super().forward(x, output_size)
         n, channels, height, width = x.shape
         rows = self.get_buffer("phase_rows")

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask
 
 from app.vision import box
+from app.vision.tracking import same_boxes
 from training.accuracy import interval, table
 from training.command import one_line_faults
 from training.data import ASPECT, read_annotations
@@ -74,10 +74,7 @@ def expected_and_found(results: list[dict[str, Any]], ground_truth: dict[str, An
         if not (near := found[image]):
             continue
         boxes = np.array([each["bbox"] for each in persons], np.float64)
-        overlaps = mask.iou(np.array([each["box"] for each in near]), boxes, [0] * len(persons))
-        while overlaps.max() >= _SAME_PERSON:
-            which, whose = np.unravel_index(int(overlaps.argmax()), overlaps.shape)
-            overlaps[which], overlaps[:, whose] = 0, 0
+        for which, whose in same_boxes(np.array([each["box"] for each in near]), boxes, _SAME_PERSON):
             people += 1
             joints, labels = (np.reshape(each["keypoints"], (-1, 3)) for each in (near[which], persons[whose]))
             distances = np.linalg.norm((joints - labels)[:, :2], axis=1)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -55,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.streams = set()  # that are open
     for module in (pose, stream, models, health, pages):
         app.include_router(module.router)
-    document = document_of(app, settings)
+    document = cache(lambda: document_of(app, settings))
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:

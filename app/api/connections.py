@@ -350,7 +350,7 @@ class Connection(HttpToolsProtocol):
 
     def _too_many(self) -> Problem:
         limit = f"The service holds {self.settings.max_connections} connections already, all at work."
-        return Problem("not_ready", limit, retry_after=1)
+        return Problem("not_ready", limit)
 
     def _refusal(self, problem: Problem, request_id: str, counted: bool = True) -> Response:
         if counted:

@@ -28,9 +28,9 @@ async def readyz(request: Request) -> StatusOut:
 def check_ready(pipeline: Pipeline) -> None:
     """Raise Problem while nothing new is to be sent here."""
     if pipeline.draining:
-        raise Problem("shutting_down", "The service is about to stop.", retry_after=1)
+        raise Problem("shutting_down", "The service is about to stop.")
     if why := pipeline.why_not_ready:  # which picture threads change meanwhile
-        raise Problem("not_ready", why, retry_after=1)
+        raise Problem("not_ready", why)
 
 
 _FORMS = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}

@@ -189,7 +189,7 @@ class BodyLimits:
                 raise self._too_large(f"more than {self._most:,} bytes")
             if self._held > self._most_held:
                 limit = f"The service holds at most {self._most_held:,} bytes of bodies and has no room for this request's."
-                raise Problem("queue_full", limit, retry_after=1)
+                raise Problem("queue_full", limit)
             return message
 
         try:

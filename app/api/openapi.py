@@ -1,7 +1,5 @@
 """The OpenAPI document: FastAPI's, and what it cannot know: the bodies, the problems, the headers and the keys."""
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -47,19 +45,9 @@ _CHALLENGE = {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "
 _KEYS = {"bearer": {"type": "http", "scheme": "bearer"}, "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
 
 
-def document_of(app: FastAPI, settings: Settings) -> Callable[[], dict[str, Any]]:
-    """What gives the document of the app with these settings."""
-
-    @cache
-    def document() -> dict[str, Any]:
-        made = app.openapi()
-        _finish(made, settings)
-        return made
-
-    return document
-
-
-def _finish(document: dict[str, Any], settings: Settings) -> None:
+def document_of(app: FastAPI, settings: Settings) -> dict[str, Any]:
+    """The document of the app with these settings. To be called once: FastAPI keeps its own, which is changed."""
+    document = app.openapi()
     document["paths"]["/v1/pose"]["post"] |= _pose_request(settings)
     schemas = document["components"]["schemas"]
     schemas["ProblemOut"] = ProblemOut.model_json_schema(ref_template=_SCHEMAS)
@@ -77,6 +65,7 @@ def _finish(document: dict[str, Any], settings: Settings) -> None:
             operation["responses"] = answers
             if locked:
                 operation["security"] = [{name: []} for name in _KEYS]
+    return document
 
 
 def _problems(codes: tuple[str, ...], locked: bool) -> dict[str, Any]:

@@ -52,14 +52,15 @@ class FieldError:
 
 
 class Problem(Exception):
-    """A problem of the table. `detail` names the field, the limit and the value."""
+    """A problem of the table. `detail` names the field, the limit and the value; `retry_after` are the seconds after which it
+    is worth asking again: one where it is and nothing else is said."""
 
     def __init__(self, code: str, detail: str, errors: Sequence[FieldError] = (), retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
         self.errors = errors
-        self.retry_after = retry_after
+        self.retry_after = retry_after or (1 if self.status in (429, 503) else None)
 
     @property
     def status(self) -> int:
@@ -71,31 +72,32 @@ def at(code: str, loc: Location, message: str) -> Problem:
     return Problem(code, f"{'.'.join(map(str, loc))} {message}.", (FieldError(loc, message),))
 
 
-def problem_of(error: BaseException) -> Problem:  # noqa: C901 - one line a case
+# Exceptions whose own words are the detail.
+_CODES: dict[type[BaseException], str] = {
+    pipeline.ModelNotFound: "model_not_found",
+    pipeline.NotReady: "not_ready",
+    pipeline.Unread: "queue_full",
+    scheduler.LaneLost: "not_ready",
+    scheduler.QueueFull: "queue_full",
+    scheduler.TooManyCrops: "too_many_boxes",
+}
+
+
+def problem_of(error: BaseException) -> Problem:
     """The problem that an exception of any layer means to the client; internal_error for what nobody foresaw."""
+    if code := _CODES.get(type(error)):
+        return Problem(code, str(error), retry_after=getattr(error, "retry_after", None))
     match error:
         case Problem():
             return error
         case pipeline.PictureError():
             return _picture_problem(error)
-        case pipeline.ModelNotFound():
-            return Problem("model_not_found", str(error))
         case pipeline.NoDetector():
             return at(
                 "invalid_option", ("boxes",), "is missing: this service has no detector; send the people's boxes (x,y,w,h)"
             )
-        case pipeline.NotReady():
-            return Problem("not_ready", str(error), retry_after=1)
-        case scheduler.QueueFull():
-            return Problem("queue_full", str(error), retry_after=error.retry_after)
-        case pipeline.Unread():
-            return Problem("queue_full", str(error), retry_after=1)
-        case scheduler.TooManyCrops():
-            return Problem("too_many_boxes", str(error))
-        case scheduler.LaneLost():
-            return Problem("not_ready", str(error), retry_after=1)
         case scheduler.ShuttingDown() | asyncio.CancelledError():
-            return Problem("shutting_down", "The service stopped before the request was done.", retry_after=1)
+            return Problem("shutting_down", "The service stopped before the request was done.")
         case ClientDisconnect():
             return Problem("malformed_body", "The connection closed before the body was complete.")
         case HTTPException(status_code=404):

@@ -1,5 +1,7 @@
 """Every metric of the service, in one table. Base units, few labels; the buckets resolve p50…p99 of a CPU service."""
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 STAGES = ("read", "decode", "detect", "crop", "queue", "infer", "keypoints", "encode", "total")
@@ -19,99 +21,69 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.requests = Counter(
-            "pose_http_requests", "HTTP requests answered.", ("route", "method", "status"), registry=registry
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        seconds = partial(histogram, buckets=_SECONDS)
+        self.requests = counter("pose_http_requests", "HTTP requests answered.", ("route", "method", "status"))
+        self.request_seconds = seconds(
+            "pose_http_request_duration_seconds", "Seconds from a request's head to the end of its answer.", ("route",)
         )
-        self.request_seconds = Histogram(
-            "pose_http_request_duration_seconds",
-            "Seconds from a request's head to the end of its answer.",
-            ("route",),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.in_flight = Gauge("pose_http_requests_in_flight", "HTTP requests being answered.", registry=registry)
-        self.stage_seconds = Histogram(
+        self.in_flight = gauge("pose_http_requests_in_flight", "HTTP requests being answered.")
+        self.stage_seconds = seconds(
             "pose_stage_duration_seconds",
             "Seconds of an answered pose request in a stage, summed over its pictures and the threads at work for it.",
             ("stage",),
-            buckets=_SECONDS,
-            registry=registry,
         )
-        self.ready = Gauge("pose_ready", "1 where the service takes work, as /readyz tells.", registry=registry)
-        self.connections = Gauge("pose_http_connections", "Open connections.", registry=registry)
-        self.streams = Gauge("pose_streams", "Open streams.", registry=registry)
-        self.stream_frames = Counter(
+        self.ready = gauge("pose_ready", "1 where the service takes work, as /readyz tells.")
+        self.connections = gauge("pose_http_connections", "Open connections.")
+        self.streams = gauge("pose_streams", "Open streams.")
+        self.stream_frames = counter(
             "pose_stream_frames",
             "Frames of streams: answered, refused, failed by the service's fault, or skipped for newer ones.",
             ("outcome",),
-            registry=registry,
         )
-        self.stream_frame_seconds = Histogram(
-            "pose_stream_frame_duration_seconds",
-            "Seconds from a frame's arrival to its answer.",
-            buckets=_SECONDS,
-            registry=registry,
+        self.stream_frame_seconds = seconds(
+            "pose_stream_frame_duration_seconds", "Seconds from a frame's arrival to its answer."
         )
-        self.images = Counter("pose_images", "Pictures answered.", registry=registry)
-        self.crops = Counter("pose_crops", "People's crops that a pose network has run on.", ("model",), registry=registry)
-        self.searched_images = Counter(
-            "pose_searched_images", "Pictures that a detector has searched for people.", ("model",), registry=registry
+        self.images = counter("pose_images", "Pictures answered.")
+        self.crops = counter("pose_crops", "People's crops that a pose network has run on.", ("model",))
+        self.searched_images = counter(
+            "pose_searched_images", "Pictures that a detector has searched for people.", ("model",)
         )
-        self.batch_crops = Histogram(
-            "pose_batch_crops",
-            "Crops in a call of a network (a detector's: one picture).",
-            ("model",),
-            buckets=_CROPS,
-            registry=registry,
+        self.batch_crops = histogram(
+            "pose_batch_crops", "Crops in a call of a network (a detector's: one picture).", ("model",), buckets=_CROPS
         )
-        self.network_seconds = Counter(
-            "pose_inference_seconds",
-            "Seconds that lanes ran a network, summed over the lanes.",
-            ("model",),
-            registry=registry,
+        self.network_seconds = counter(
+            "pose_inference_seconds", "Seconds that lanes ran a network, summed over the lanes.", ("model",)
         )
-        self.queue_crops = Gauge("pose_queue_crops", "Crops that wait for a lane.", registry=registry)
-        self.admitted_crops = Gauge(
+        self.queue_crops = gauge("pose_queue_crops", "Crops that wait for a lane.")
+        self.admitted_crops = gauge(
             "pose_admitted_crops",
             "Crops that hold room in the queue: of pictures being decoded or searched, waiting or running.",
-            registry=registry,
         )
-        self.queue_limit = Gauge("pose_queue_limit_crops", "Crops that may hold room in the queue.", registry=registry)
-        self.lanes = Gauge("pose_lanes", "Threads that run networks.", registry=registry)
-        self.cpu_throttled = Counter(
-            "pose_cpu_throttled_seconds", "Seconds that the cgroup's CPU quota has stopped its threads.", registry=registry
+        self.queue_limit = gauge("pose_queue_limit_crops", "Crops that may hold room in the queue.")
+        self.lanes = gauge("pose_lanes", "Threads that run networks.")
+        self.cpu_throttled = counter(
+            "pose_cpu_throttled_seconds", "Seconds that the cgroup's CPU quota has stopped its threads."
         )
-        self.memory_limit = Gauge(
-            "pose_memory_limit_bytes", "Bytes of memory that the cgroup, or else the machine, has for it.", registry=registry
+        self.memory_limit = gauge(
+            "pose_memory_limit_bytes", "Bytes of memory that the cgroup, or else the machine, has for it."
         )
-        self.queue_wait = Histogram(
-            "pose_queue_wait_seconds", "Seconds that a crop waited for a lane.", buckets=_SECONDS, registry=registry
+        self.queue_wait = seconds("pose_queue_wait_seconds", "Seconds that a crop waited for a lane.", registry=registry)
+        self.rejected = counter(
+            "pose_rejected", "Requests refused, by problem code; probes and /metrics are left out.", ("code",)
         )
-        self.rejected = Counter(
-            "pose_rejected",
-            "Requests refused, by problem code; probes and /metrics are left out.",
-            ("code",),
-            registry=registry,
-        )
-        self.dropped_crops = Counter("pose_dropped_crops", "Crops dropped before they ran.", ("reason",), registry=registry)
-        self.people_per_image = Histogram(
-            "pose_people_per_image", "People in an answered picture.", buckets=_PEOPLE, registry=registry
-        )
-        self.workers_busy = Gauge("pose_inference_workers_busy", "Lanes that are running a network.", registry=registry)
-        self.lanes_replaced = Counter(
-            "pose_inference_workers_replaced", "Lanes that died or stood still and were replaced.", registry=registry
-        )
-        self.capacity = Gauge(
+        self.dropped_crops = counter("pose_dropped_crops", "Crops dropped before they ran.", ("reason",))
+        self.people_per_image = histogram("pose_people_per_image", "People in an answered picture.", buckets=_PEOPLE)
+        self.workers_busy = gauge("pose_inference_workers_busy", "Lanes that are running a network.")
+        self.lanes_replaced = counter("pose_inference_workers_replaced", "Lanes that died or stood still and were replaced.")
+        self.capacity = gauge(
             "pose_crops_per_second_capacity",
             "Crops a second of one lane at its quickest, measured at warm-up, times the lanes.",
             ("model",),
-            registry=registry,
         )
-        self.model_info = Gauge(
-            "pose_model_info",
-            "1 for each model that is served.",
-            ("model", "version", "precision", "sha256"),
-            registry=registry,
+        self.model_info = gauge(
+            "pose_model_info", "1 for each model that is served.", ("model", "version", "precision", "sha256")
         )
         self._start_failures()
 

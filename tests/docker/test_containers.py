@@ -96,7 +96,10 @@ def test_limits_of_the_container_are_the_services(one):
     assert float(told["pose_memory_limit_bytes"]) == 2**30
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core tells no set of cores from another")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="one core tells no set of cores from another",
+)
 def test_a_set_of_cores_counts_without_a_quota(one):
     count = "from app.inference.session import usable_cores; print(usable_cores())"
     for cores, lanes in (("0", "1"), ("0,1", "2")):

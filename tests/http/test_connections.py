@@ -128,7 +128,7 @@ def test_a_request_that_ends_early_is_told_so(strict, said):
 
 def test_half_a_head_behind_another_request_is_refused_after_that_ones_answer(strict, t_pose):
     with connect(strict.port) as sock:
-        path = f"/v1/pose?boxes={';'.join([BOX] * 60)}"  # which take longer than a head may
+        path = f"/v1/pose?boxes={';'.join([BOX] * 100)}&flip_test=true"  # which take longer than a head may
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(t_pose)}\r\n\r\n"
         sock.sendall(head.encode() + t_pose)
         time.sleep(0.1)

@@ -154,6 +154,10 @@ def test_people_beyond_the_queue_are_refused_and_their_room_is_given_back(start_
     assert len(find(small.client, two_women, max_people=1)) == 1
 
 
+def test_no_more_people_are_found_than_boxes_may_be_given(start_service, two_women):
+    assert len(find(start_service(max_boxes=1, lanes=1).client, two_women)) == 1
+
+
 def test_the_detector_is_among_the_models(client):
     (detector,) = [model for model in client.get("/v1/models").json()["models"] if model["kind"] == "detector"]
     assert detector["default"]

@@ -71,7 +71,9 @@ def test_a_blurred_person_has_larger_errors(calibrated, t_pose):
 
 
 def test_the_flip_test_has_errors_too(calibrated, t_pose):
-    assert _errors(calibrated, t_pose, T_POSE, flip_test=True).shape == (1, 17)
+    flipped, plain = (_errors(calibrated, t_pose, T_POSE, flip_test=flip_test) for flip_test in (True, False))
+    assert flipped.shape == (1, 17)
+    np.testing.assert_allclose(np.median(flipped / plain), 1, atol=0.25)
 
 
 def test_without_calibration_there_is_null(calibrated, two_women):

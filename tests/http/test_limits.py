@@ -262,7 +262,7 @@ def test_after_the_seconds_of_retry_after_there_is_room(busy, t_pose):
     refused = busy.client.post("/v1/pose", params=asked, content=t_pose, headers=JPEG)
     assert refused.status_code == 429
     told = int(refused.headers["retry-after"])
-    assert 1 <= told <= 10
+    assert 1 <= told <= 60
     time.sleep(told)
     until = time.monotonic() + told  # the machine may have turned to other work meanwhile
     while busy.client.post("/v1/pose", params=asked, content=t_pose, headers=JPEG).status_code == 429:
@@ -277,7 +277,8 @@ def test_probes_and_metrics_answer_whatever_the_load(busy):
     assert busy.metric("pose_inference_workers_busy") == 1
 
 
-def test_a_small_request_does_not_wait_behind_a_large_one(service, two_women, t_pose):
+def test_a_small_request_does_not_wait_behind_a_large_one(start_service, two_women, t_pose):
+    service = start_service(lanes=2)
     large = InBackground(service, t_pose)
     service.wait_until(lambda: service.metric("pose_queue_crops") > 50)
     answer = service.client.post("/v1/pose", params={"boxes": BOX}, content=two_women, headers=JPEG)
@@ -346,5 +347,6 @@ def test_a_client_that_leaves_has_its_waiting_crops_dropped(narrow, t_pose):
         narrow.wait_until(lambda: narrow.metric("pose_queue_crops") > 0)
     narrow.wait_until(lambda: narrow.metric("pose_dropped_crops_total", reason="disconnect") > dropped, 2)
     narrow.wait_until(lambda: narrow.metric("pose_http_requests_in_flight") == 1, 2)
+    narrow.wait_until(lambda: narrow.metric("pose_http_requests_total", route="/v1/pose", status="499") > 0, 2)
     answer = narrow.client.post("/v1/pose", params={"boxes": LARGE}, content=t_pose, headers=JPEG)
     assert answer.status_code == 200  # its room in the queue is free again

@@ -88,7 +88,7 @@ def alone(t_pose) -> bytes:
 @pytest.fixture(scope="module")
 def strict(start_service):
     """Two streams at once, and two seconds for a frame."""
-    return start_service(max_streams=2, body_timeout_s=2, queue_bytes=6 * 2**20, max_body_bytes=2**20)
+    return start_service(max_streams=2, body_timeout_s=2, queue_bytes=3 * 2**20, max_body_bytes=2**20)
 
 
 # Frames
@@ -371,9 +371,11 @@ def test_a_frame_that_does_not_end_is_given_up(strict):
         assert sock.recv(4096)[:1] == b"\x88"  # closing
 
 
-@pytest.mark.parametrize("size", [2**20 + 1, 20 * 2**20])
-def test_a_frame_over_the_limit_closes_the_stream(strict, size):
+@pytest.mark.parametrize("size", [2**19 + 1, 20 * 2**20])
+def test_a_frame_over_the_limit_closes_the_stream(strict, two_women, size):
+    """POSE_QUEUE_BYTES / (3 × POSE_MAX_STREAMS), which is half of what a body may have here."""
     with stream(strict) as socket_:
+        assert "annotations" in ask(socket_, two_women + bytes(2**19 - len(two_women)))
         with contextlib.suppress(ConnectionClosed):  # before all is sent
             socket_.send(bytes(size))
         with pytest.raises(ConnectionClosed) as closed:
