@@ -9,19 +9,18 @@ import dataclasses
 import hashlib
 import json
 import logging
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from app.vision import box, crop
 from training.accuracy import Accuracy, difference, joint_table
 from training.command import one_line_faults
-from training.config import Config
+from training.config import Config, FromToml, table_in
 from training.data import ASPECT, Picture
 from training.decoders import OURS
 from training.estimators import PLAIN, Estimator, Float64
@@ -38,10 +37,8 @@ log = logging.getLogger("training")
 _BATCH = 32
 
 
-class Ablations(BaseModel):
+class Ablations(FromToml):
     """The content of a config: `base` is a training config beside it; changes are tables of the same form."""
-
-    model_config = ConfigDict(extra="forbid")
 
     base: Path
     changes: dict[str, Any]
@@ -63,17 +60,9 @@ class Variant:
 
 def variants(file: Path) -> list[Variant]:
     """The runs of an ablation config, in its order. Raises DataError that names the file and the fault."""
-    try:
-        ablations = Ablations.model_validate(tomllib.loads(file.read_text()))
-        base = tomllib.loads((file.parent / ablations.base).read_text())
-        made = [
-            Variant(name, Config.model_validate(_changed(_changed(base, ablations.changes), more)))
-            for name, more in ablations.runs.items()
-        ]
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
-    except (ValidationError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{file}: {error}") from error
+    ablations = Ablations.read(file)
+    base = _changed(table_in(file.parent / ablations.base), ablations.changes)
+    made = [Variant(name, Config.of(_changed(base, more), file)) for name, more in ablations.runs.items()]
     folders = [variant.folder for variant in made]
     if len(set(folders)) < len(folders):
         raise DataError(f"{file}: names of runs must differ in letters or digits")

@@ -2,13 +2,23 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.augment import Augmentation
 from training.files import DataError
 from training.lpn import Depth
+
+
+def table_in(file: Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises DataError that names it and the fault."""
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not TOML: {error}") from error
 
 
 class FromToml(BaseModel):
@@ -19,17 +29,18 @@ class FromToml(BaseModel):
     @classmethod
     def read(cls, file: Path) -> Self:
         """Raises DataError that names the file and the fault."""
+        return cls.of(table_in(file), file)
+
+    @classmethod
+    def of(cls, table: dict[str, Any], file: Path) -> Self:
+        """What a table says that comes from that file. Raises DataError that names it and the fault."""
         try:
-            return cls.model_validate(tomllib.loads(file.read_text()))
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}") from error
+            return cls.model_validate(table)
         except ValidationError as error:
             faults = [
                 (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")) for fault in error.errors()
             ]
             raise DataError(f"{file}: {'; '.join(': '.join(filter(None, fault)) for fault in faults)}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{file} is not TOML: {error}") from error
 
 
 def _some_share(sets: dict[str, float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ stage can do with; while networks work they are not kept but decoded again: the 
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -217,26 +218,22 @@ class Pipeline:
         model = self.find(task.model)
         if task.drawing:
             self._check_unread()
+        seconds: dict[str, float] = defaultdict(float)
         with self.scheduler.admit(_room_for(task, {})) as room:
             async with asyncio.timeout_at(task.deadline):
-                prepared, search = await self._prepared(task, model, room)
+                prepared = await self._prepared(task, model, room, seconds)
             crops = [crop for picture in prepared for crop in picture.crops.pixels]
             network = model.with_flip_test if task.flip_test else model.plain
             ticket = await self.scheduler.run(network, crops, task.deadline, room)
             people = _people(model, prepared, ticket.results)
-            drawn, encode, wait = await self._drawn(task, model, people[0])
+            drawn = await self._drawn(task, task.drawing, model, people[0], seconds) if task.drawing else None
         if not again:
             self._metrics.images.inc(len(people))
             for picture in people:
                 self._metrics.people_per_image.observe(len(picture.boxes))
-        seconds = {
-            "decode": search.get("decode", 0.0) + sum(picture.decode_seconds for picture in prepared),
-            "crop": sum(picture.crop_seconds for picture in prepared),
-            "queue": search["queue"] + ticket.queue_seconds + wait,
-            "infer": ticket.infer_seconds,
-            "keypoints": ticket.keypoint_seconds,
-        }
-        return Outcome(people, drawn, search | seconds | ({} if drawn is None else {"encode": encode}))
+        seconds["queue"] += ticket.queue_seconds
+        seconds["infer"], seconds["keypoints"] = ticket.infer_seconds, ticket.keypoint_seconds
+        return Outcome(people, drawn, dict(seconds))
 
     @contextmanager
     def unread(self, size: int) -> Iterator[None]:
@@ -252,29 +249,31 @@ class Pipeline:
         if self._unread > most:
             raise Unread(f"More than {most:,} bytes of drawn pictures wait for their clients to read them.")
 
-    async def _prepared(self, task: PoseTask, model: PoseModel, room: Room) -> tuple[list[_Prepared], dict[str, float]]:
-        """All pictures, searched where they are to be, and cut; and the seconds that the search took and that was waited."""
-        found, search = await self._search(task)
+    async def _prepared(self, task: PoseTask, model: PoseModel, room: Room, seconds: dict[str, float]) -> list[_Prepared]:
+        """All pictures, searched where they are to be, and cut. The seconds of each stage are added, as below."""
+        found = await self._search(task, seconds)
         room.resize(_room_for(task, found))
         prepared, wait = await self._picture_threads.run(
             lambda number: self._prepare(task, number, model, found.get(number)), range(len(task.pictures))
         )
-        return prepared, search | {"queue": search.get("queue", 0.0) + wait}
+        seconds["decode"] += sum(picture.decode_seconds for picture in prepared)
+        seconds["crop"] += sum(picture.crop_seconds for picture in prepared)
+        seconds["queue"] += wait
+        return prepared
 
-    async def _drawn(self, task: PoseTask, model: PoseModel, people: People) -> tuple[bytes | None, float, float]:
-        """The first picture with its people as a file, where one is asked for, and the seconds that it took and had waited.
-
-        It is decoded again: kept from the first time, those of all waiting requests would be.
-        """
-        asked = task.drawing
-        if asked is None:
-            return None, 0.0, 0.0
+    async def _drawn(
+        self, task: PoseTask, asked: Drawing, model: PoseModel, people: People, seconds: dict[str, float]
+    ) -> bytes:
+        """The first picture with its people as a file. It is decoded again: kept from the first time, those of all waiting
+        requests would be."""
         started = time.perf_counter()
         async with asyncio.timeout_at(task.deadline):
             (drawn,), wait = await self._picture_threads.run(
                 lambda n: self._draw(task.pictures[n], asked, model, people), [0]
             )
-        return drawn, time.perf_counter() - started - wait, wait
+        seconds["encode"] += time.perf_counter() - started - wait
+        seconds["queue"] += wait
+        return drawn
 
     def _draw(self, data: bytes, asked: Drawing, model: PoseModel, people: People) -> bytes:
         self._check_unread()
@@ -283,11 +282,11 @@ class Pipeline:
         drawing.draw_people(picture, people.keypoints, joints.skeleton, joints.names, asked.threshold)
         return drawing.encode(picture, asked.extension)
 
-    async def _search(self, task: PoseTask) -> tuple[dict[int, _Found], dict[str, float]]:
-        """Who is found in the pictures without boxes, by the picture's number; and the seconds that each stage took."""
+    async def _search(self, task: PoseTask, seconds: dict[str, float]) -> dict[int, _Found]:
+        """Who is found in the pictures without boxes, by the picture's number."""
         numbers = [number for number, boxes in enumerate(task.boxes) if boxes is None]
         if not numbers:
-            return {}, {}
+            return {}
         detector = self.models.detector
         if detector is None:
             raise NoDetector
@@ -295,15 +294,13 @@ class Pipeline:
         letterboxes = [overview.letterbox.pixels for overview in overviews]
         ticket = await self.scheduler.run(detector.network, letterboxes, task.deadline)
         people = [detector.found(each, task.detection_threshold, task.max_people) for each in ticket.results]
-        seconds = {
-            "decode": sum(overview.decode_seconds for overview in overviews),
-            "detect": sum(o.letterbox_seconds for o in overviews) + ticket.infer_seconds + ticket.keypoint_seconds,
-            "queue": wait + ticket.queue_seconds,
-        }
+        seconds["decode"] += sum(overview.decode_seconds for overview in overviews)
+        seconds["detect"] += sum(o.letterbox_seconds for o in overviews) + ticket.infer_seconds + ticket.keypoint_seconds
+        seconds["queue"] += wait + ticket.queue_seconds
         found = [
             _Found(p, o.letterbox.gain, o.header, o.picture, o.reduction) for p, o in zip(people, overviews, strict=True)
         ]
-        return dict(zip(numbers, found, strict=True)), seconds
+        return dict(zip(numbers, found, strict=True))
 
     def _overview(self, task: PoseTask, number: int, detector: Detector) -> _Overview:
         """Decode picture `number`, as small as the detector can do with, and letterbox it; on a picture thread."""

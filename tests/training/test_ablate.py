@@ -115,7 +115,7 @@ def test_weights_are_measured_as_their_model_of_the_store_is(exported):
 
 def test_a_run_with_an_unknown_key_is_refused(folder):
     (folder / "runs.toml").write_text(ABLATIONS + "attentoin = false\n")
-    with pytest.raises(DataError, match=r"runs.toml: .*(\n.*)*attentoin"):
+    with pytest.raises(DataError, match=r"runs.toml: [^\n]*attentoin[^\n]*$"):
         ablate.variants(folder / "runs.toml")
 
 
