@@ -1,7 +1,7 @@
 """Labelled people: COCO keypoint files with their pictures, and a cache of crops on disk that training draws from.
 
 A set is `<name>.json` (COCO keypoints) beside its pictures: in zip files named by each image's `zip`, or in a folder. An
-annotation may have `keypoint_weights` [17], the trust in each joint, 0…1, and `labels`: "teacher" where a network made them.
+annotation may have `keypoint_weights` [17], the trust in each joint, 0…1.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from app.vision import box
 from app.vision.image import FLAGS
 from training.cache import Pictures, cached
 from training.files import DataError
-from training.keypoints import MIRROR, NAMES
+from training.keypoints import NAMES
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,6 @@ ASPECT = 192 / 256
 KEYPOINTS = len(NAMES)
 _FARTHEST = 1_000_000  # pixels, of a box
 _REGION = 1.4  # the cached part of the picture, as a multiple of the padded box: room for shift, scale and rotation
-
-
-_ONE_SPOT = 0.016  # of the padded box's height: nearer to each other, a teacher's left and right joint are taken for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,16 +281,6 @@ def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: It
         yield waiting.popleft().result()
 
 
-def _on_one_spot(joints: npt.NDArray[np.float64], height: float) -> npt.NDArray[np.bool_]:
-    """Which of joints [17, 2] of the body a teacher laid on the spot of their counterpart.
-
-    It does so with up to one pair of ankles in seven, people with one in ninety (training/README.md, "Joints on one spot").
-    """
-    near = np.linalg.norm(joints - joints[MIRROR], axis=1) < _ONE_SPOT * height
-    near[:5] = False  # the nose is its own counterpart, and eyes and ears in profile are near each other
-    return np.asarray(near, bool)
-
-
 def cut_out(
     picture: npt.NDArray[np.uint8], annotation: dict[str, Any], height: int
 ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
@@ -316,8 +303,6 @@ def cut_out(
         )
     joints = np.asarray(annotation["keypoints"], np.float64).reshape(-1, 3)
     trust = np.asarray(annotation.get("keypoint_weights", np.ones(len(joints))), np.float64)
-    if annotation.get("labels") == "teacher":
-        trust = trust * ~_on_one_spot(joints[:, :2], size[1])
     row = {
         "heights": pixels.shape[0],
         "widths": pixels.shape[1],

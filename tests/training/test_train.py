@@ -212,25 +212,6 @@ def test_cached_crops_carry_their_labels(tmp_path, number):
     np.testing.assert_array_equal(people[0], cached_people(file, tmp_path / "cache", 128)[0])
 
 
-@pytest.mark.parametrize(("labels", "kept"), [("teacher", [0, 0, 1, 1]), ("human", [1, 1, 1, 1])])
-def test_a_teachers_left_and_right_on_one_spot_are_not_trusted(tmp_path, labels, kept):
-    """Teachers often lay both ankles on one; people, who look at more than the spot, hardly ever."""
-    (tmp_path / "train").mkdir()
-    cv2.imwrite(str(tmp_path / "train/1.png"), np.full((300, 300, 3), 90, np.uint8))
-    joints = np.full((17, 3), 2.0)
-    joints[:, 0], joints[:, 1] = 40 + 12 * np.arange(17), 50 + 10 * np.arange(17)
-    joints[16, :2] = joints[15, :2] + [2, 2]  # the ankles; the box, padded, is 250 high
-    joints[2, :2] = joints[1, :2]  # eyes in profile
-    person = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [50, 50, 150, 200], "area": 9000, "iscrowd": 0}
-    person |= {"num_keypoints": 17, "keypoints": joints.ravel().tolist(), "labels": labels}
-    image = {"id": 1, "file_name": "1.png", "width": 300, "height": 300}
-    file = tmp_path / "train/drawn.json"
-    file.write_text(json.dumps({"images": [image], "annotations": [person]}))
-    weights = cached_people(file, tmp_path / "cache", 128).weights[0]
-    assert weights[[15, 16, 1, 2]].tolist() == kept
-    assert weights[[0, *range(3, 15)]].min() == 1
-
-
 def test_a_share_of_one_and_a_half_takes_everybody_once_or_twice(data, tmp_path):
     people = cached_people(data / "train/drawn.json", tmp_path, 64)
     order = epoch_order([people], [1.5], (1, 2))
