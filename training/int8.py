@@ -1,4 +1,4 @@
-"""A float32 graph → the same in int8, which CPUs compute twice as fast (training/README.md).
+"""A float32 graph → the same in int8, which CPUs compute twice as fast (training/MEASURED.md).
 
 Values are held in 8 bits, over the range that they have on pictures, and the weights of each channel in 7: products of 8-bit
 weights overflow on processors without VNNI. Attention stays in float32.

@@ -83,7 +83,7 @@ class DepthwiseConv(nn.Conv2d):
     """3×3 depthwise convolution: [N, C, H, W] → [N, C, H/s, W/s].
 
     While training on a CPU a stride is taken by keeping every second place of the full map: the same numbers, and the
-    backward pass is 6 to 12 times faster than oneDNN's strided one (training/README.md).
+    backward pass is 6 to 12 times faster than oneDNN's strided one (training/MEASURED.md).
     """
 
     def __init__(self, channels: int, stride: int) -> None:
@@ -100,7 +100,7 @@ class GroupedUpsampling(nn.ConvTranspose2d):
     """Transposed convolution k4 s2 p1 with as many groups as output channels: [N, C, H, W] → [N, O, 2H, 2W].
 
     While training on a CPU the four phases of the output are depthwise 3×3 convolutions of the input, interleaved at the
-    end: the same sums, and 5 to 11 times faster there than a grouped transposed convolution (training/README.md).
+    end: the same sums, and 5 to 11 times faster there than a grouped transposed convolution (training/MEASURED.md).
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:

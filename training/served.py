@@ -1,4 +1,4 @@
-"""LPN as it is served: the same heatmaps from pixels, computed as ONNX Runtime does it fastest (training/README.md).
+"""LPN as it is served: the same heatmaps from pixels, computed as ONNX Runtime does it fastest (training/MEASURED.md).
 
 Normalisation is one difference, its division being part of the first convolution. The last upsampling gives four
 phases of the map; what follows it works place by place, hence on each phase, and only heatmaps are interleaved. Two parts
