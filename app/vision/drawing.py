@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 UInt8 = npt.NDArray[np.uint8]
 
-_LEFT, _RIGHT, _MIDDLE = (80, 200, 80), (60, 120, 255), (230, 180, 60)  # BGR
+_LEFT, _RIGHT, _MIDDLE = (255, 140, 50), (30, 130, 255), (80, 200, 80)  # BGR; the colour-blind, too, tell left from right
 
 
 def draw_people(
@@ -20,7 +20,7 @@ def draw_people(
 ) -> None:
     """Draw on picture [H, W, 3] (BGR) the joints of keypoints [N, K, 3] (x, y, score) at or over the threshold.
 
-    `skeleton` pairs joints, counted from 1. The person's left is green, the right orange.
+    `skeleton` pairs joints, counted from 1. The person's left is blue, the right orange, what joins them green.
     """
     limit = 8 * max(picture.shape)  # OpenCV draws within 16-bit coordinates
     for person in keypoints:

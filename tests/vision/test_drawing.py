@@ -35,8 +35,8 @@ def test_lines_are_drawn_between_joints():
 def test_left_and_right_have_colours_of_their_own():
     drawn = draw(ARMS).astype(int)
     left, right = drawn[60, 120], drawn[60, 40]
-    assert left[1] > left[2]  # green
-    assert right[2] > right[1]  # orange
+    assert left[0] > 2 * left[2]  # blue
+    assert right[2] > 2 * right[0]  # orange: red-blind and green-blind people see blue and yellow
 
 
 def test_joints_below_the_threshold_and_their_lines_are_not_drawn():

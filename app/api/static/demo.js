@@ -7,7 +7,7 @@ const part = (id) => document.getElementById(id);
 const canvas = part("canvas");
 const LONGEST = 1600; // of the canvas, in its own pixels
 const TYPES = ["image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff"]; // that the service takes by name
-const LEFT = "#50c850", RIGHT = "#ff783c", MIDDLE = "#3cb4e6"; // the person's, as in the pictures that the service draws
+const LEFT = "#328cff", RIGHT = "#ff821e", MIDDLE = "#50c850"; // the person's, as in the pictures that the service draws
 
 let photo = null; // the file
 let upright = null; // the photo as it is shown: a picture, LONGEST at most, and the photo's own size; null where it cannot be
