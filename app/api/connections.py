@@ -11,6 +11,7 @@ import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
@@ -206,7 +207,9 @@ class Connection(HttpToolsProtocol):
         self.number = next(_numbers)
         super().on_response_complete()
         if of_the_last and not self._body_complete and not self.transport.is_closing():
-            self._expect(self.transport.close)  # the rest of a refused body is taken first, so that the refusal is read
+            # The rest of a refused body is taken first, so that the refusal is read; hardly of one that did not come in time.
+            late = self.cycle.scope["state"].get("status") == HTTPStatus.REQUEST_TIMEOUT
+            self._expect(self.transport.close, seconds=1 if late else None)
 
     def _should_upgrade(self) -> bool:
         """Never by uvicorn: it would take up any handshake, also one behind a request that waits for its answer."""
@@ -289,11 +292,13 @@ class Connection(HttpToolsProtocol):
     def _refuse_head(self) -> None:
         self._refuse(Problem("malformed_body", f"The request's head has over {_HEAD_BYTES:,} bytes."))
 
-    def _expect(self, otherwise: Callable[[], object] | None) -> None:
-        """Call `otherwise` unless the next step comes within the time-out; None: nothing is waited for."""
+    def _expect(self, otherwise: Callable[[], object] | None, seconds: float | None = None) -> None:
+        """Call `otherwise` unless the next step comes within `seconds` or the time-out; None: nothing is waited for."""
         if self._waits_for is not None:
             self._waits_for.cancel()
-        self._waits_for = None if otherwise is None else self.loop.call_later(self.settings.body_timeout_s, otherwise)
+        if seconds is None:
+            seconds = self.settings.body_timeout_s
+        self._waits_for = None if otherwise is None else self.loop.call_later(seconds, otherwise)
 
     def _give_up_head(self) -> None:
         if self._head_bytes == 0:

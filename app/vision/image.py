@@ -111,7 +111,9 @@ def decode(data: bytes, max_pixels: int, reduction: int = 1, header: Header | No
         data = _what_is_read(data)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS[reduction])
-    except cv2.error:
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
         picture = None
     if picture is None:
         raise InvalidImage(f"is a {header.format} file that is damaged or of a kind that is not read")

@@ -56,3 +56,30 @@ def test_single_loggers_may_have_levels_of_their_own():
         "logging.getLogger('app.requests').warning('no'); logging.getLogger('app').info('one');"
         "logging.getLogger('x.y').debug('two'); logging.getLogger('x').debug('no')"
     ) == ["one", "two"]
+
+
+def test_where_nobody_reads_them_lines_are_lost_and_nobody_waits():
+    script = (
+        "import logging; from app.telemetry import logs; logs.configure('INFO'); log = logging.getLogger('x');"
+        "[log.info('%d' + 'x' * 100, i) for i in range(5000)]; print('not stuck', flush=True); input();"
+        "logging.root.handlers[0].flush(); log.info('last')"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as process:
+        assert process.stdout.readline() == "not stuck\n"
+        lines = [json.loads(line) for line in process.communicate("\n", timeout=60)[1].splitlines()]
+    lost = [line["lost"] for line in lines if line["level"] == "warning"]
+    numbers = [int(line["message"].rstrip("x")) for line in lines[:-1] if line["level"] == "info"]
+    assert numbers == sorted(numbers)
+    assert len(numbers) + sum(lost) == 5000
+    assert sum(lost) > 1000
+    assert lines[-1]["message"] == "last"
+
+
+def test_a_process_ends_whose_lines_nobody_reads():
+    script = (
+        "import logging; from app.telemetry import logs; logs.configure('INFO');"
+        "[logging.getLogger('x').info('x' * 100) for i in range(5000)]"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) as process:
+        assert process.wait(60) == 0
