@@ -48,8 +48,9 @@ _KEYS = {"bearer": {"type": "http", "scheme": "bearer"}, "key": {"type": "apiKey
 def document_of(app: FastAPI, settings: Settings) -> dict[str, Any]:
     """The document of the app with these settings. To be called once: FastAPI keeps its own, which is changed."""
     document = app.openapi()
-    document["paths"]["/v1/pose"]["post"] |= _pose_request(settings)
     schemas = document["components"]["schemas"]
+    schemas |= _json_body(settings)
+    document["paths"]["/v1/pose"]["post"] |= _pose_request(settings)
     schemas["ProblemOut"] = ProblemOut.model_json_schema(ref_template=_SCHEMAS)
     schemas |= schemas["ProblemOut"].pop("$defs")
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of problems
@@ -84,26 +85,31 @@ def _problems(codes: tuple[str, ...], locked: bool) -> dict[str, Any]:
     return answers
 
 
-def _pose_request(settings: Settings) -> dict[str, Any]:
-    """The options and bodies of POST /v1/pose, which are read in bodies.py and so unknown to FastAPI."""
+def _json_body(settings: Settings) -> dict[str, Any]:
+    """The schemas of the JSON body of POST /v1/pose. They have names, by which generated clients call their types."""
     body = JsonBody.model_json_schema(ref_template=_SCHEMAS)
-    images = body["properties"]["images"]
-    images["items"] = body.pop("$defs")["JsonImage"]
-    images["maxItems"] = settings.max_images
-    for schema in images["items"]["properties"]["boxes"]["anyOf"]:
+    image = body.pop("$defs")["JsonImage"]
+    body["properties"]["images"]["maxItems"] = settings.max_images
+    for schema in image["properties"]["boxes"]["anyOf"]:
         if schema.get("type") == "array":
             schema["maxItems"] = settings.max_boxes
-    for properties in (body["properties"], options := Options.model_json_schema()["properties"]):
-        _limit(properties["timeout_ms"], settings.max_timeout_ms)
-        _limit(properties["max_people"], settings.max_boxes)
-    for schema in (*body["properties"].values(), *images["items"]["properties"].values()):
+    _limit_options(body["properties"], settings)
+    for schema in (*body["properties"].values(), *image["properties"].values()):
         schema.pop("default", None)  # see _without_null
     body["examples"] = [{"images": [{"data": "the picture file in base64"}]}]  # else tools make one that is refused
-    options = {name: _without_null(schema) for name, schema in options.items()}
+    return {"JsonBody": body, "JsonImage": image}
+
+
+def _pose_request(settings: Settings) -> dict[str, Any]:
+    """The options and bodies of POST /v1/pose, which are read in bodies.py and so unknown to FastAPI."""
+    properties = Options.model_json_schema()["properties"]
+    _limit_options(properties, settings)
+    options = {name: _without_null(schema) for name, schema in properties.items()}
     boxes = {
         "type": "string",
         "description": "The people: x,y,w,h joined by ; or repeated, or one JSON list of [x, y, w, h], in pixels of the "
-        "upright picture from its top left corner. Left out: the service finds the people. Empty: there is nobody.",
+        "upright picture from its top left corner; of several pictures a JSON list with such a list (or null) for each. "
+        "Left out: the service finds the people. Empty: there is nobody. Beside JSON: not taken; each picture has its own.",
         "examples": ["120,40,180,380"],
     }
     pictures = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": settings.max_images}
@@ -115,7 +121,7 @@ def _pose_request(settings: Settings) -> dict[str, Any]:
         "properties": {"image": pictures},
     }
     content: dict[str, Any] = {kind: {"schema": _BINARY} for kind in PICTURE_TYPES}
-    content |= {"multipart/form-data": {"schema": form}, _JSON: {"schema": body}}
+    content |= {"multipart/form-data": {"schema": form}, _JSON: {"schema": {"$ref": _SCHEMAS.format(model="JsonBody")}}}
     parameters = [
         {"in": "query", "name": name, "schema": schema, "description": schema["description"]}
         for name, schema in {"boxes": boxes, **options}.items()
@@ -123,9 +129,10 @@ def _pose_request(settings: Settings) -> dict[str, Any]:
     return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
 
 
-def _limit(schema: dict[str, Any], most: int) -> None:
-    """Write the limit that a setting gives into the schema of an optional number."""
-    schema["anyOf"][0]["maximum"] = most
+def _limit_options(properties: dict[str, Any], settings: Settings) -> None:
+    """Write the limits that settings give into the schemas of optional numbers."""
+    for name, most in (("timeout_ms", settings.max_timeout_ms), ("max_people", settings.max_boxes)):
+        properties[name]["anyOf"][0]["maximum"] = most
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
