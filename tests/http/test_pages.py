@@ -191,16 +191,18 @@ def test_the_openapi_document_tells_of_every_page_and_option(client):
     assert all(parameter["in"] == "query" and parameter["schema"] for parameter in pose["parameters"])
     bodies = pose["requestBody"]["content"]
     assert {"image/jpeg", "image/png", "multipart/form-data", "application/json", "application/octet-stream"} <= bodies.keys()
-    assert Options.model_fields.keys() <= bodies["application/json"]["schema"]["properties"].keys()
-    assert bodies["application/json"]["schema"]["examples"] == [{"images": [{"data": "the picture file in base64"}]}]
+    # By its name generated clients call its type.
+    assert bodies["application/json"]["schema"] == {"$ref": "#/components/schemas/JsonBody"}
+    of_json = document["components"]["schemas"]["JsonBody"]
+    assert Options.model_fields.keys() <= of_json["properties"].keys()
+    assert of_json["examples"] == [{"images": [{"data": "the picture file in base64"}]}]
     # A generated client would send it, to be refused where the query names the option.
-    assert not [name for name, option in bodies["application/json"]["schema"]["properties"].items() if "default" in option]
+    assert not [name for name, option in of_json["properties"].items() if "default" in option]
 
 
 def test_the_openapi_document_tells_that_ids_have_more_than_32_bits(client):
     document = client.get("/openapi.json").json()
-    body = document["paths"]["/v1/pose"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert body["properties"]["images"]["items"]["properties"]["id"]["anyOf"][0]["format"] == "int64"
+    assert document["components"]["schemas"]["JsonImage"]["properties"]["id"]["anyOf"][0]["format"] == "int64"
     places = [("ImageOut", "id"), ("AnnotationOut", "id"), ("AnnotationOut", "image_id"), ("ResultOut", "image_id")]
     for schema, name in places:
         assert document["components"]["schemas"][schema]["properties"][name]["format"] == "int64"
@@ -249,15 +251,14 @@ def test_where_no_streams_are_followed_a_client_is_not_asked_to_wait(limited):
 
 
 def test_the_openapi_document_tells_the_limits_of_the_settings(limited):
-    pose = limited.client.get("/openapi.json").json()["paths"]["/v1/pose"]["post"]
+    document = limited.client.get("/openapi.json").json()
+    pose, schemas = document["paths"]["/v1/pose"]["post"], document["components"]["schemas"]
     of_query = {parameter["name"]: parameter["schema"] for parameter in pose["parameters"]}
     assert (of_query["timeout_ms"]["maximum"], of_query["max_people"]["maximum"]) == (20_000, 5)
     assert of_query["timeout_ms"]["minimum"] == of_query["max_people"]["minimum"] == 1
-    bodies = pose["requestBody"]["content"]
-    for kind in ("multipart/form-data", "application/json"):
-        fields = bodies[kind]["schema"]["properties"]
-        assert fields["images" if kind == "application/json" else "image"]["maxItems"] == 3
-    of_image = fields["images"]["items"]["properties"]
+    assert pose["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["image"]["maxItems"] == 3
+    assert schemas["JsonBody"]["properties"]["images"]["maxItems"] == 3
+    of_image = schemas["JsonImage"]["properties"]
     assert of_image["boxes"]["anyOf"][0]["maxItems"] == 5
     assert (of_image["id"]["anyOf"][0]["minimum"], of_image["id"]["anyOf"][0]["exclusiveMaximum"]) == (0, 2**53)
 
