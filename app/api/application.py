@@ -8,13 +8,12 @@ from functools import cache
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app import __version__
 from app.api import health, models, pages, pose, stream
-from app.api.middleware import ApiKeys, BodyLimits, Problems, RequestContext, note_problem
+from app.api.middleware import ApiKeys, BodyLimits, Problems, RequestContext, cors, note_problem
 from app.api.openapi import document_of
 from app.api.problems import problem_of, render
 from app.inference.pipeline import Pipeline
@@ -68,13 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(ApiKeys, keys=settings.api_keys)
     app.add_middleware(Problems)
     if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["*"],
-            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
-        )
+        app.add_middleware(cors, settings=settings)
     app.add_middleware(RequestContext, metrics=metrics, pipeline=pipeline)
     return app
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import codecs
 import re
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,9 @@ async def _from_form(request: Request, query: dict[str, str], settings: Settings
             if isinstance(part, str):
                 fields.append((name, part))
             elif name != "image":
-                raise at("invalid_option", ("form", name), "is not a known part; name the parts with pictures image")
+                known = name in _OPTIONS
+                what = "must have no file name" if known else "is not a known part; name the parts with pictures image"
+                raise at("invalid_option", ("form", name), what)
         if not files:
             raise Problem("invalid_image", "The form holds no part named image with a file (curl: -F image=@people.jpg).")
         _check_count(len(files), settings)
@@ -216,7 +219,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
     if body.count(b",") + body.count(b"[") + body.count(b"{") > _JSON_TOKENS:
         raise Problem("malformed_body", f"The body holds over {_JSON_TOKENS:,} brackets and commas.")
     try:
-        content = orjson.loads(body)
+        content = orjson.loads(body.removeprefix(codecs.BOM_UTF8))  # which some of Windows' tools write
     except orjson.JSONDecodeError as error:
         raise Problem(
             "malformed_body",

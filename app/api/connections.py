@@ -21,7 +21,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from app.api.middleware import PROBES, request_id_of
+from app.api.middleware import PROBES, cors, request_id_of
 from app.api.problems import Problem, render
 from app.api.stream_connection import StreamConnection
 from app.inference.pipeline import Pipeline
@@ -351,7 +351,8 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     async def _refuse_one_too_many(self, scope: Any, receive: Any, send: Any) -> None:
-        await self._refusal(self._too_many(), request_id_of(scope))(scope, receive, send)
+        refusal = self._refusal(self._too_many(), request_id_of(scope))
+        await (cors(refusal, self.settings) if self.settings.cors_origins else refusal)(scope, receive, send)
 
     def _too_many(self) -> Problem:
         limit = f"The service holds {self.settings.max_connections} connections already, all at work."

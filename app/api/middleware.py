@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import pages
@@ -36,6 +37,17 @@ def request_id_of(scope: Scope) -> str:
         given = Headers(scope=scope).get("x-request-id", "")
         state["request_id"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     return state["request_id"]
+
+
+def cors(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """The app as pages of other origins may ask it, those that the settings name."""
+    return CORSMiddleware(
+        app,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
+    )
 
 
 class RequestContext:
