@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from app import cli, client
 from app.api.bodies import PICTURE_TYPES
 from app.api.problems import PROBLEMS
 from app.api.schemas import Options
@@ -53,9 +54,20 @@ def test_every_option_is_documented(option):
     assert re.search(rf"^\| `{option}` \|", README, re.MULTILINE)
 
 
+def test_the_client_takes_every_option():
+    assert client.Options.__annotations__.keys() == Options.model_fields.keys() - {"format"}
+
+
+@pytest.mark.parametrize("command", [cli.predict, cli.track])
+def test_the_command_line_takes_every_option(command):
+    assert Options.model_fields.keys() - {"format", "timeout_ms"} <= {option.name for option in command.params}
+
+
 @pytest.mark.parametrize("kind", PICTURE_TYPES)
 def test_every_content_type_of_a_picture_is_documented(kind):
     assert f"`{kind}`" in README
+    if kind.startswith("image/"):
+        assert kind in (ROOT / "app/api/static/demo.html").read_text()
 
 
 @pytest.mark.parametrize("code", PROBLEMS)
@@ -66,7 +78,10 @@ def test_every_problem_is_documented_with_its_status(code):
 
 def test_every_metric_is_documented():
     metrics = {
-        family.name for metric in vars(Metrics()).values() if hasattr(metric, "describe") for family in metric.describe()
+        (family.name, ",".join(getattr(metric, "_labelnames", ())))
+        for metric in vars(Metrics()).values()
+        if hasattr(metric, "describe")
+        for family in metric.describe()
     }
-    documented = set(re.findall(r"`(pose_\w+?)(?:_total)?(?:\{[^`]*)?`", README))
-    assert {name for name in metrics if name.startswith("pose_")} == documented
+    documented = set(re.findall(r"`(pose_\w+?)(?:_total)?(?:\{([^`]*)\})?`", README))
+    assert {metric for metric in metrics if metric[0].startswith("pose_")} == documented

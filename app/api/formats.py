@@ -60,7 +60,7 @@ def _result(person: dict[str, Any]) -> dict[str, Any]:
 def _data_set(model: ModelDescription, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "info": {
-            "description": "People and their COCO keypoints",
+            "description": "People and their keypoints",
             "model": model.name,
             "model_version": model.version,
             "service_version": __version__,

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from app.vision.people import visible
+
 UInt8 = npt.NDArray[np.uint8]
 
 _LEFT, _RIGHT, _MIDDLE = (255, 140, 50), (30, 130, 255), (80, 200, 80)  # BGR; the colour-blind, too, tell left from right
@@ -25,7 +27,7 @@ def draw_people(
     limit = 8 * max(picture.shape)  # OpenCV draws within 16-bit coordinates
     for person in keypoints:
         places = [(int(x), int(y)) for x, y in np.rint(np.clip(person[:, :2], -limit, limit))]
-        seen = person[:, 2] >= threshold
+        seen = visible(person, threshold)
         if not seen.any():
             continue
         extent = np.ptp(person[seen, :2], axis=0).max()

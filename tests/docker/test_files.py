@@ -236,7 +236,7 @@ def test_a_pod_has_whole_cores_of_its_own_and_may_do_nothing_else():
         "capabilities": {"drop": ["ALL"]},
     }
     assert pod["securityContext"]["runAsNonRoot"]
-    assert f"USER {pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" in DOCKERFILE
+    assert re.search(r"^USER [1-9]\d+:[1-9]\d+$", DOCKERFILE, re.MULTILINE)  # numbers: names are not known to be no root's
 
 
 def test_a_pod_has_time_to_drain():

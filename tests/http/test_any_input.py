@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app.api.problems import PROBLEMS
+from app.api.schemas import Options
 
 with io.BytesIO() as file:
     Image.new("RGB", (40, 30), (200, 100, 50)).save(file, "PNG")
@@ -23,19 +24,7 @@ ANYTHING = st.recursive(
     SCALARS, lambda some: st.lists(some, max_size=4) | st.dictionaries(st.text(max_size=6), some, max_size=3)
 )
 BOXES = st.lists(st.lists(NUMBERS, min_size=3, max_size=5), max_size=4)
-NAMES = st.sampled_from(
-    [
-        "boxes",
-        "model",
-        "format",
-        "keypoint_threshold",
-        "detection_threshold",
-        "max_people",
-        "flip_test",
-        "timeout_ms",
-        "other",
-    ]
-)
+NAMES = st.sampled_from(["boxes", *Options.model_fields, "other"])
 VALUES = st.one_of(
     st.text(max_size=12), NUMBERS.map(str), st.sampled_from(["coco", "results", "true", "lpn50"]), BOXES.map(str)
 )

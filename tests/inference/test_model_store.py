@@ -115,9 +115,9 @@ def test_a_wrong_sha256_is_told(folder):
         lambda _: "no toml [",
         lambda text: text.replace("width=192", 'width="wide"'),
         lambda text: text.replace("width=192", "width=0"),
-        lambda text: text.replace("beta=", "window=9\nwide="),
+        lambda text: text.replace("beta=", "wide="),
         lambda text: text.replace("beta=", "gamma=1\nbeta="),
-        lambda text: re.sub("(window=9\n)?quarter", "window=8\nquarter", text),
+        lambda text: re.sub(r"window=\d+", "window=8", text),
         lambda text: text.replace("int8", "int9"),
         lambda text: text.replace('"BGR"', '"BRG"'),
         lambda text: text.replace("[0, 2, 1,", "[0, 2, 2,"),
@@ -128,7 +128,9 @@ def test_a_wrong_sha256_is_told(folder):
     ],
 )
 def test_a_description_that_is_not_valid_is_told(folder, change):
-    edit(folder, lambda text: change(text.replace(" = ", "=")))
+    tidy = (folder / "model.toml").read_text().replace(" = ", "=")
+    assert change(tidy) != tidy
+    edit(folder, lambda _: change(tidy))
     with pytest.raises(ModelError, match=r"lpn50/1: model\.toml is not valid") as told:
         load_model(folder)
     assert "\n" not in str(told.value)

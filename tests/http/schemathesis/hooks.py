@@ -8,11 +8,13 @@ import schemathesis
 from hypothesis import strategies as st
 from PIL import Image
 
+from app.api.bodies import PICTURE_TYPES
+
 with io.BytesIO() as file:
     Image.new("RGB", (40, 30), (200, 100, 50)).save(file, "PNG")
     PICTURE = file.getvalue()
 
-for kind in ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream"):
+for kind in PICTURE_TYPES:
     schemathesis.openapi.media_type(kind, st.just(PICTURE) | st.binary(max_size=50))
 
 
