@@ -5,13 +5,13 @@ import numpy.typing as npt
 
 Float64 = npt.NDArray[np.float64]
 
-SCORE_DECIMALS = 4
+SCORE_DECIMALS = 4  # that answers tell
 SURE = 0.2  # joints scored at or below it tell nothing of where somebody is (the reference's IN_VIS_THRE)
 _SAME_PLACE = 0.075  # of a person's size; see same_people
 
 
 def visible(keypoints: Float64, threshold: float) -> npt.NDArray[np.bool_]:
-    """Which joints of keypoints [..., K, 3] (x, y, score) are called visible: by their scores as answers tell them, rounded."""
+    """Which joints of keypoints [..., K, 3] (x, y, score) are called visible: by their scores as answers tell them."""
     return np.asarray(np.round(keypoints[..., 2], SCORE_DECIMALS) >= threshold)
 
 
