@@ -8,20 +8,11 @@ import logging
 import sys
 from pathlib import Path
 
-from torch import Tensor
-
 from app.inference.model_store import ModelError
 from training.decoders import AUTHORS
 from training.export import add_store_arguments, export
 from training.files import DataError
 from training.weights import check_weights, read_content
-
-
-def read_checkpoint(file: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint of the authors. Raises ValueError that says in one line why the file is none."""
-    weights: dict[str, Tensor] = read_content(file)
-    check_weights(weights)
-    return weights
 
 
 def main() -> int:
@@ -34,7 +25,8 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        weights = read_checkpoint(arguments.checkpoint)
+        weights = read_content(arguments.checkpoint)
+        check_weights(weights)
     except ValueError as error:
         print(f"{arguments.checkpoint.name} is not a checkpoint of the authors: {error}", file=sys.stderr)
         return 1

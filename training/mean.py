@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.command import one_line_faults
 from training.files import DataError
-from training.weights import check_table, read_content, write_content
+from training.weights import check_table, read_checked, write_content
 
 
 def mean_weights(files: list[Path]) -> dict[str, Tensor]:
@@ -29,11 +29,7 @@ def mean_weights(files: list[Path]) -> dict[str, Tensor]:
 
 
 def _tensors_in(file: Path) -> dict[str, Tensor]:
-    try:
-        weights = read_content(file)
-        check_table(weights)
-    except ValueError as error:
-        raise DataError(f"{file} holds no weights: {error}") from error
+    weights = read_checked(file, check_table, "holds no weights")
     return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
 
 

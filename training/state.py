@@ -9,8 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from training.files import DataError
-from training.weights import read_content, write_content
+from training.weights import read_checked, write_content
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -53,19 +52,18 @@ def resume(
     `check` raises ValueError for weights that are not the network's. Raises DataError where the file is damaged or of another
     run.
     """
-    try:
-        content = read_content(file)
+
+    def fits(content: Any) -> None:
         named = {"stage", "step", "optimizer", "model", "averaged", "config"}
         if not isinstance(content, dict) or content.keys() != named:
-            raise ValueError("it is no checkpoint of a run")  # noqa: TRY301
+            raise ValueError("it is no checkpoint of a run")
         check(content["model"])
         if content["stage"] > stages:
-            raise ValueError(f"it is in stage {content['stage']}, and the config has {stages}")  # noqa: TRY301
-        begun = content["stage"] + (content["step"] > 0)
-        if not made_by(content["config"], begun):
-            raise ValueError("it is of another config, as far as this run has come; give another --run")  # noqa: TRY301
-    except ValueError as error:
-        raise DataError(f"{file} cannot be gone on from: {error}") from error
+            raise ValueError(f"it is in stage {content['stage']}, and the config has {stages}")
+        if not made_by(content["config"], content["stage"] + (content["step"] > 0)):
+            raise ValueError("it is of another config, as far as this run has come; give another --run")
+
+    content = read_checked(file, fits, "cannot be gone on from")
     state.model.load_state_dict(content["model"])
     state.averaged.load_state_dict(content["averaged"])
     state.optimizer.load_state_dict(content["optimizer"])

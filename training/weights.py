@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ def read_content(file: Path) -> Any:
         raise ValueError(f"it cannot be read ({error.strerror})") from error
     except _UNREADABLE as error:
         raise ValueError("PyTorch finds no weights in it") from error
+
+
+def read_checked(file: Path, check: Callable[[Any], object], fault: str = "holds no weights that fit") -> Any:
+    """What PyTorch finds in a file and `check` lets pass. Raises DataError, where `check` raises ValueError too."""
+    try:
+        content = read_content(file)
+        check(content)
+    except ValueError as error:
+        raise DataError(f"{file} {fault}: {error}") from error
+    return content
 
 
 def write_content(file: Path, content: Any) -> None:
@@ -60,13 +71,13 @@ def check_table(weights: Any) -> None:
 
 def read_lpn(file: Path, depth: Depth | None = None, attention: bool = True) -> LPN:
     """The LPN, of `depth` if given, with the weights in a file. Raises DataError that names the file and the fault."""
-    try:
-        weights = read_content(file)
+
+    def check(weights: Any) -> None:
         found = check_weights(weights, attention)
         if depth not in (None, found):
-            raise ValueError(f"they are of an LPN-{found}, and an LPN-{depth} is asked for")  # noqa: TRY301
-    except ValueError as error:
-        raise DataError(f"{file} holds no weights that fit: {error}") from error
-    model = LPN(found, attention=attention)
+            raise ValueError(f"they are of an LPN-{found}, and an LPN-{depth} is asked for")
+
+    weights = read_checked(file, check)
+    model = LPN(depth_of(weights), attention=attention)
     model.load_state_dict(weights)
     return model

@@ -20,12 +20,11 @@ from training.detector.augment import Batch, Variation, augmented_batch
 from training.detector.data import Photos, cached_photos
 from training.detector.loss import detection_loss
 from training.detector.network import PersonDetector, cells, normalised
-from training.files import DataError
 from training.precision import has_bfloat16
 from training.schedule import one_ahead
 from training.state import State
 from training.trainer import STOPPED, Place, Plan, Trainer, place_of, prepare_training, training_parser
-from training.weights import check_tensors, read_content
+from training.weights import check_tensors, read_checked
 
 _CHECKED_PHOTOS = 96
 
@@ -125,12 +124,7 @@ def train(run: Run, imagenet: Path | None, start: Path | None) -> bool:
         check_tensors(weights, model, f"a detector of {run.config.channels} channels")
 
     if start is not None:
-        try:
-            weights = read_content(start)
-            check(weights)
-        except ValueError as error:
-            raise DataError(f"{start} holds no weights that fit: {error}") from error
-        model.load_state_dict(weights)
+        model.load_state_dict(read_checked(start, check))
     stages = run.config.stages
     trainer: Trainer[PersonDetector, Batch] = Trainer(
         stages=len(stages),
