@@ -49,6 +49,23 @@ def suppress_twins(results: list[dict[str, Any]], areas: list[float]) -> list[di
     return kept
 
 
+def coco_evaluation(ground_truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> COCOeval:
+    """COCO's evaluation of people's "keypoints" or boxes ("bbox"), summed up; its annotations are numbered from 1."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        annotations = enumerate(ground_truth["annotations"], 1)  # COCOeval takes what matches annotation 0 for unmatched
+        people = [annotation | {"id": number} for number, annotation in annotations]
+        category = {"id": 1, "name": "person"}
+        truth.dataset = {"info": {}, **ground_truth, "categories": [category], "annotations": people}
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), kind)
+        evaluation.params.catIds = [1]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
 def evaluate_results(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[dict[str, float], Float64]:
     """COCO's AP, AP50, AP75, AP of medium and large people, and AR (pycocotools), and AP over drawn pictures [1000].
 
@@ -57,18 +74,9 @@ def evaluate_results(ground_truth: dict[str, Any], results: list[dict[str, Any]]
     """
     if not all(np.isfinite([*result["keypoints"], result["score"]]).all() for result in results):
         raise DataError("the model finds keypoints or scores that are not finite")
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        unlabelled = {"iscrowd": 0, "num_keypoints": 0, "keypoints": [0] * 51}  # boxes alone, which COCOeval then ignores
-        annotations = enumerate(ground_truth["annotations"], 1)  # COCOeval takes what matches annotation 0 for unmatched
-        people = [unlabelled | annotation | {"id": number} for number, annotation in annotations]
-        truth.dataset = {"info": {}, **ground_truth, "annotations": people}
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), "keypoints")
-        evaluation.params.catIds = [1]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+    unlabelled = {"iscrowd": 0, "num_keypoints": 0, "keypoints": [0] * 51}  # boxes alone, which COCOeval then ignores
+    people = [unlabelled | annotation for annotation in ground_truth["annotations"]]
+    evaluation = coco_evaluation({**ground_truth, "annotations": people}, results, "keypoints")
     of_all_sizes = evaluation.evalImgs[: len(evaluation.params.imgIds)]
     draws = ap_draws([match for match in of_all_sizes if match is not None], evaluation.params.recThrs)
     return dict(zip(_MEASURES, map(float, evaluation.stats[:6]), strict=True)), draws

@@ -6,8 +6,6 @@ Photos of nobody: the boxes found in them, which choose that threshold. Into FOL
 """
 
 import argparse
-import contextlib
-import io
 import json
 import re
 from collections import Counter
@@ -18,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from app.inference.detector import Detector
 from app.inference.model_store import load_model
@@ -30,6 +26,7 @@ from training.command import measuring_parser, model_folder, one_line_faults
 from training.data import Picture, person_category_of, read_annotations, read_pictures
 from training.detector.data import is_ignored
 from training.files import make_folder, write_whole
+from training.oks import coco_evaluation
 from training.plots import precision_recall_plot
 
 Float64 = npt.NDArray[np.float64]
@@ -93,30 +90,17 @@ def compared(truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[dict
 
     Crowds and boxes that may be crowds count neither for nor against.
     """
-    # Numbered from 1: COCOeval takes what matches annotation 0 for unmatched.
-    annotations = [
-        annotation | {"id": number, "iscrowd": int(is_ignored(annotation))}
-        for number, annotation in enumerate(truth["annotations"], 1)
-    ]
+    annotations = [annotation | {"iscrowd": int(is_ignored(annotation))} for annotation in truth["annotations"]]
     if not results:
         results = [{"image_id": truth["images"][0]["id"], "category_id": 1, "bbox": [0, 0, 0, 0], "score": 0.0}]
-    with contextlib.redirect_stdout(io.StringIO()):
-        data_set = COCO()
-        data_set.dataset = {"info": {}, **truth, "categories": [{"id": 1, "name": "person"}], "annotations": annotations}
-        data_set.createIndex()
-        found = data_set.loadRes([result.copy() for result in results])
-        evaluation = COCOeval(data_set, found, "bbox")
-        evaluation.params.catIds = [1]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+    evaluation = coco_evaluation({**truth, "annotations": annotations}, results, "bbox")
     measures = {name: float(evaluation.stats[place]) for name, place in _MEASURES.items()}
     scores: dict[int, float] = {}
     for picture in evaluation.evalImgs:
         if picture is not None and picture["aRng"] == evaluation.params.areaRng[0]:
             for person, match in zip(picture["gtIds"], picture["gtMatches"][0], strict=True):
-                scores[person] = found.anns[int(match)]["score"] if match > 0 else 0.0
-    people = [annotation for annotation in annotations if not annotation["iscrowd"]]
+                scores[person] = evaluation.cocoDt.anns[int(match)]["score"] if match > 0 else 0.0
+    people = [annotation for annotation in evaluation.cocoGt.dataset["annotations"] if not annotation["iscrowd"]]
     outcome = Truth(
         np.array([person["area"] for person in people], np.float64),
         np.array([person.get("num_keypoints", 0) > 0 for person in people], np.bool_),
