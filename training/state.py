@@ -1,6 +1,5 @@
 """A training run at one step, and the file that it goes on from."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,6 @@ class State(Generic[Network]):
     optimizer: torch.optim.Optimizer
     stage: int = 0
     step: int = 0
-
-    @classmethod
-    def new(
-        cls, model: Network, device: torch.device, optimizer: Callable[[Network], torch.optim.Optimizer]
-    ) -> "State[Network]":
-        """A run at its beginning; `optimizer` makes one for a network."""
-        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return cls(model, copy.deepcopy(model).requires_grad_(False), optimizer(model))
 
     def finished_weights(self) -> dict[str, Tensor]:
         """What the run gives in the end, on the CPU."""

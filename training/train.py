@@ -197,7 +197,7 @@ def train(run: Run, start: Path | None) -> bool:
         stages=len(run.config.stages),
         config=run.config,
         plan=lambda state: _plan(run, state),
-        optimizer=lambda model, _: _new_optimizer(model),
+        groups=lambda model, _: _parameter_groups(model),
         check_weights=check,
         unit="crops",
     )
@@ -227,12 +227,11 @@ def _plan(run: Run, state: State[LPN]) -> Plan[Step]:
     )
 
 
-def _new_optimizer(model: LPN) -> torch.optim.Optimizer:
-    """AdamW that does not decay norms and biases."""
+def _parameter_groups(model: LPN) -> list[dict[str, Any]]:
+    """Norms and biases are not decayed."""
     decayed = [p for p in model.parameters() if p.ndim == 4]
     plain = [p for p in model.parameters() if p.ndim != 4]
-    groups = [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=1e-3, fused=True)
+    return [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
 
 
 def main() -> None:

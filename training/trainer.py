@@ -1,6 +1,7 @@
 """What the trainers of both networks do alike: the command line, stage after stage, reports, checks and checkpoints."""
 
 import argparse
+import copy
 import json
 import logging
 import signal
@@ -73,14 +74,14 @@ class Plan(Generic[Batch]):
 class Trainer(Generic[Network, Batch]):
     """How one kind of network is trained.
 
-    `plan` gives the rest of the stage that a run is in, `optimizer` makes a stage's, `check_weights` raises ValueError for
-    weights that are not the network's; `unit` is what the log counts. `config` has a list of the stages.
+    `plan` gives the rest of the stage that a run is in, `groups` the parameters for a stage's optimizer, `check_weights`
+    raises ValueError for weights of another network; `unit` is what the log counts. `config` has a list of the stages.
     """
 
     stages: int
     config: BaseModel
     plan: Callable[[State[Network]], Plan[Batch]]
-    optimizer: Callable[[Network, int], torch.optim.Optimizer]
+    groups: Callable[[Network, int], list[dict[str, Any]]]
     check_weights: Callable[[Any], None]
     unit: str
 
@@ -91,22 +92,27 @@ class Trainer(Generic[Network, Batch]):
         Raises DataError.
         """
         make_folder(place.folder)
-        state = State.new(model, device, lambda network: self.optimizer(network, 0))
+        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        state = State(model, copy.deepcopy(model).requires_grad_(False), self._optimizer(model, 0))
         if place.checkpoint.exists():
             resume(state, place.checkpoint, self.stages, self.check_weights, self._is_of)
             if not state.step:  # it was made for a stage that there was not yet, perhaps
-                state.optimizer = self.optimizer(state.model, min(state.stage, self.stages - 1))
+                state.optimizer = self._optimizer(state.model, state.stage)
             log.info("resumed at stage %d, step %d", state.stage, state.step)
         while state.stage < self.stages:
             if not self._train_stage(state, place):
                 return False
             state.stage, state.step = state.stage + 1, 0
             state.model.load_state_dict(state.averaged.state_dict())
-            state.optimizer = self.optimizer(state.model, min(state.stage, self.stages - 1))
+            state.optimizer = self._optimizer(state.model, state.stage)
             self._save(state, place)
         write_content(place.folder / "weights.pth", state.finished_weights())
         log.info("done: %s", place.folder / "weights.pth")
         return True
+
+    def _optimizer(self, model: Network, stage: int) -> torch.optim.Optimizer:
+        """A stage's; after the last one, when it is only saved, that one's. Each step sets the learning rate."""
+        return torch.optim.AdamW(self.groups(model, min(stage, self.stages - 1)), lr=1e-3, fused=True)
 
     def _config_of(self, begun: int) -> str:
         """What a run is made by that has begun so many stages; those after them may still change."""

@@ -31,7 +31,7 @@ from training.loss import heatmap_loss, target_heatmaps, trust_in
 from training.lpn import LPN
 from training.pixels import normalised
 from training.schedule import averaging, epoch_order, learning_rate, write_line
-from training.train import Run, _new_optimizer, losses_of, main, steps_of, teacher_of
+from training.train import Run, _parameter_groups, losses_of, main, steps_of, teacher_of
 from training.trainer import STOPPED, Place
 from training.weights import read_lpn
 
@@ -559,7 +559,7 @@ def test_the_learning_rate_warms_up_and_falls_like_half_a_cosine():
 
 def test_norms_and_biases_are_not_decayed():
     model = LPN(50)
-    decayed, plain = _new_optimizer(model).param_groups
+    decayed, plain = _parameter_groups(model)
     assert (decayed["weight_decay"] > 0, plain["weight_decay"]) == (True, 0)
     assert {parameter.ndim for parameter in decayed["params"]} == {4}
     assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))

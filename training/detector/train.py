@@ -130,7 +130,7 @@ def train(run: Run, imagenet: Path | None, start: Path | None) -> bool:
         stages=len(stages),
         config=run.config,
         plan=lambda state: _plan(run, state),
-        optimizer=lambda model, stage: _new_optimizer(model, stages[stage]),
+        groups=lambda model, stage: _parameter_groups(model, stages[stage]),
         check_weights=check,
         unit="pictures",
     )
@@ -154,8 +154,8 @@ def _plan(run: Run, state: State[PersonDetector]) -> Plan[Batch]:
     )
 
 
-def _new_optimizer(model: PersonDetector, stage: Stage) -> torch.optim.Optimizer:
-    """AdamW that does not decay norms, biases and depthwise kernels; the backbone learns more slowly."""
+def _parameter_groups(model: PersonDetector, stage: Stage) -> list[dict[str, Any]]:
+    """Norms, biases and depthwise kernels are not decayed; the backbone learns more slowly."""
     groups = []
     for backbone in (True, False):
         for decayed in (True, False):
@@ -166,7 +166,7 @@ def _new_optimizer(model: PersonDetector, stage: Stage) -> torch.optim.Optimizer
             ]
             share = stage.backbone if backbone else 1.0
             groups.append({"params": parameters, "weight_decay": 0.02 if decayed else 0.0, "share": share})
-    return torch.optim.AdamW(groups, lr=1e-3, fused=True)
+    return groups
 
 
 def main() -> None:
