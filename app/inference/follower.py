@@ -70,7 +70,7 @@ class Follower:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._tracks: list[_Track] = []  # those who were in the last frame, and those who were lost a moment ago
+        self._tracks: dict[int, _Track] = {}  # by id: who was in the last frame, and who was lost a moment ago
         self._size = (0, 0)  # of the last frame
         self._time = -np.inf  # of the last frame
         self._gaps = deque[float](maxlen=_GAPS)
@@ -85,8 +85,8 @@ class Follower:
         Raises what Pipeline.estimate raises; the frame counts as not seen then.
         """
         seconds: dict[str, float] = {}
-        here = [track for track in self._tracks if track.seen == self._time]
-        lost = [track for track in self._tracks if self._time > track.seen > time - _REMEMBERED_SECONDS]
+        here = [track for track in self._tracks.values() if track.seen == self._time]
+        lost = [track for track in self._tracks.values() if self._time > track.seen > time - _REMEMBERED_SECONDS]
         seen = None
         if here and time < self._next_search and time - self._time <= _STALE_SECONDS:
             least = [min(_LEAST_SCORE, _FADED * track.found_score) for track in here]
@@ -106,7 +106,7 @@ class Follower:
         people = _people(await self._pipeline.estimate(replace(task, max_people=most), again), seconds)
         seen = _Seen(people, np.zeros(len(people.scores), np.int64), np.ones(len(people.scores), np.bool_))
         if (people.width, people.height) != self._size:
-            self._tracks = []
+            self._tracks = {}
             return seen
         # Whoever was here has walked on, or stopped. Who was lost may besides be hidden by who stands there now.
         for known, ahead in ((here, True), (here, False), (lost, True), (lost, False)):
@@ -178,9 +178,8 @@ class Follower:
         ids, people, found = ids[oldest], _rows(seen.people, best[oldest]), seen.found[best[oldest]]
         motion = self._motion(people, ids, time)
         margins = tracking.margins(people.boxes, people.keypoints)
-        known = {track.id: track.margins for track in self._tracks}
         for row in np.flatnonzero(~found).tolist():
-            margins[row] = known[int(ids[row])]
+            margins[row] = self._tracks[int(ids[row])].margins
         around = tracking.next_boxes(people.boxes, people.keypoints, margins, people.width, people.height)
         self._remember(_Seen(people, ids, found), motion, around, margins, time)
         looked_at = ~found & detection.on_picture(around)
@@ -199,9 +198,8 @@ class Follower:
         # The first two may come as a pair, and one that is late tells little.
         self._gaps.append(min(passed, 4 * self._interval) if self._gaps else max(passed, 1 / 30))
         self._interval = sum(self._gaps) / len(self._gaps)
-        before = {track.id: track for track in self._tracks if track.seen == self._time}
         for row, id_ in enumerate(ids.tolist()):
-            if (track := before.get(id_)) is None:
+            if (track := self._tracks.get(id_)) is None or track.seen != self._time:
                 continue
             sure = track.sure[:, None]
             places = motion.places[row]
@@ -220,11 +218,10 @@ class Follower:
         people = seen.people
         scores = person_scores(people.keypoints, np.ones(len(seen.ids))).tolist()
         searched = self._searched == time
-        before = {track.id: track for track in self._tracks}
-        tracks = []
+        tracks = {}
         soon = False
         for row in np.flatnonzero(detection.on_picture(around)).tolist():
-            track = before.get(int(seen.ids[row]))
+            track = self._tracks.get(int(seen.ids[row]))
             known = track is not None and not seen.found[row]
             found_score, misses = (track.found_score, track.misses + searched) if track and known else (scores[row], 0)
             faded = scores[row] < _FADED * found_score
@@ -242,12 +239,13 @@ class Follower:
             )
             if track and known and faded and not misses:  # joints on what hides them, or where they stood, lead nowhere
                 now = _gone_on(now, track, self._ahead([track], time)[0])
-            tracks.append(now)
-        lost = [track for id_, track in before.items() if id_ not in seen.ids and time - track.seen < _REMEMBERED_SECONDS]
+            tracks[now.id] = now
+        absent = {id_: track for id_, track in self._tracks.items() if id_ not in seen.ids}
+        lost = {id_: track for id_, track in absent.items() if time - track.seen < _REMEMBERED_SECONDS}
         # Soon, and where the lost are not found then, after twice as long each time.
-        waits = [max(_SOON_SECONDS, self._searched - track.seen) for track in lost] + [_SOON_SECONDS] * soon
+        waits = [max(_SOON_SECONDS, self._searched - track.seen) for track in lost.values()] + [_SOON_SECONDS] * soon
         self._next_search = min([self._next_search, *(self._searched + wait for wait in waits)])
-        self._tracks, self._size, self._time = tracks + lost, (people.width, people.height), time
+        self._tracks, self._size, self._time = tracks | lost, (people.width, people.height), time
 
 
 def _gone_on(now: _Track, before: _Track, box: Float64) -> _Track:
