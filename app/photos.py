@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import orjson
 
+from app.api.formats import result_of
 from app.client import AsyncPoseClient, NoAnswer, Options, Pose, PoseError, Refused
 from app.outputs import check_regular, real, whole_file
 from app.vision import drawing, image
@@ -356,7 +357,7 @@ def _pieces(task: Task, answers: Mapping[Path, bytes]) -> Iterator[bytes]:
         for person in _data_set(answers[photo.file])["annotations"]:
             count += 1
             told = person | {"id": count, "image_id": photo.id}
-            yield (b"," if count > 1 else b"") + orjson.dumps(told if task.form == "coco" else _result(told))
+            yield (b"," if count > 1 else b"") + orjson.dumps(told if task.form == "coco" else result_of(told))
     yield b"]}\n" if task.form == "coco" else b"]\n"
 
 
@@ -376,14 +377,6 @@ def _told_by(line: bytes) -> str:
 def _data_set(line: bytes) -> dict[str, Any]:
     content: dict[str, Any] = orjson.loads(line)["coco"]
     return content
-
-
-def _result(person: dict[str, Any]) -> dict[str, Any]:
-    """An annotation as COCO's results have it, with the joints' scores."""
-    keypoints = person["keypoints"].copy()
-    keypoints[2::3] = person["keypoint_scores"]
-    kept = {name: person[name] for name in ("image_id", "category_id", "score", "bbox")}
-    return kept | {"keypoints": keypoints}
 
 
 def sha256_of(file: Path | None) -> str | None:

@@ -46,15 +46,16 @@ def coco_results(pictures: Sequence[PictureIn], people: Sequence[People]) -> byt
     """A list of results that COCO.loadRes takes and COCOeval evaluates."""
     each = zip(pictures, people, strict=True)
     return orjson.dumps(
-        [{"image_id": picture.id, **_result(person)} for picture, found in each for person in _annotations(found, 0.0)]
+        [result_of({"image_id": picture.id, **person}) for picture, found in each for person in _annotations(found, 0.0)]
     )
 
 
-def _result(person: dict[str, Any]) -> dict[str, Any]:
-    """A person's annotation as COCO's results have it: without ids, with the joints' scores in place of their visibility."""
+def result_of(person: dict[str, Any]) -> dict[str, Any]:
+    """A person's annotation as COCO's results have it: with the joints' scores in place of their visibility."""
     keypoints = person["keypoints"].copy()
     keypoints[2::3] = person["keypoint_scores"]
-    return {"category_id": 1, "keypoints": keypoints, "score": person["score"], "bbox": person["bbox"]}
+    told = person | {"keypoints": keypoints}
+    return {name: told[name] for name in ("image_id", "category_id", "keypoints", "score", "bbox")}
 
 
 def _data_set(model: ModelDescription, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
