@@ -21,10 +21,14 @@ def table_in(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} is not TOML: {error}") from error
 
 
-class FromToml(BaseModel):
-    """The content of a TOML file, which holds nothing else."""
+class Table(BaseModel):
+    """A table of a config: what it does not name is refused."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class FromToml(Table):
+    """The content of a TOML file, which holds nothing else."""
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -53,20 +57,16 @@ def _some_share(sets: dict[str, float]) -> dict[str, float]:
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]], AfterValidator(_some_share)]
 
 
-class Ending(BaseModel):
+class Ending(Table):
     """The last part of a stage, while the learning rate is low: what the network sees then it keeps best."""
-
-    model_config = ConfigDict(extra="forbid")
 
     share: float = Field(gt=0, lt=1)  # of the stage's steps
     sets: Shares  # of the stage's; one that is left out is not drawn
     augmentation: Augmentation | None = None  # instead of the config's
 
 
-class Stage(BaseModel):
+class Stage(Table):
     """One run of the learning-rate schedule."""
-
-    model_config = ConfigDict(extra="forbid")
 
     height: int = Field(gt=0, multiple_of=64)  # ¾ of it, the width, must be a multiple of 16
     crops: int = Field(ge=1)
@@ -87,19 +87,15 @@ class Stage(BaseModel):
         return self
 
 
-class Distillation(BaseModel):
+class Distillation(Table):
     """A stored pose model whose heatmaps, with flip test, are targets beside the labels."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: Path  # its folder in a store; it must take crops of every stage's height
     share: float = Field(gt=0, le=1)  # of the loss; the labels have the rest
 
 
-class Rendered(BaseModel):
+class Rendered(Table):
     """People who are rendered while the training runs (training/synthetic), and take the places of others in each batch."""
-
-    model_config = ConfigDict(extra="forbid")
 
     assets: Path  # folder of poses.npz, anny_compact.npz and the garments
     backgrounds: list[Path] = []  # COCO files of photos

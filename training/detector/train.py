@@ -11,11 +11,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from training.command import one_line_faults
-from training.config import FromToml, Shares
+from training.config import FromToml, Shares, Table
 from training.detector.augment import Batch, Variation, augmented_batch
 from training.detector.data import Photos, cached_photos
 from training.detector.loss import detection_loss
@@ -29,10 +29,8 @@ from training.weights import check_tensors, read_checked
 _CHECKED_PHOTOS = 96
 
 
-class Stage(BaseModel):
+class Stage(Table):
     """One run of the learning-rate schedule."""
-
-    model_config = ConfigDict(extra="forbid")
 
     size: int = Field(gt=0, multiple_of=32)  # of the training pictures; photos are cut where they are larger
     pictures: int = Field(ge=1)
