@@ -12,6 +12,7 @@ from app.inference.follower import Followed
 from app.inference.model_store import ModelDescription
 from app.inference.pipeline import People
 from app.telemetry.metrics import STAGES
+from app.vision.people import SCORE_DECIMALS, visible
 
 
 def coco_data_set(
@@ -78,13 +79,13 @@ def _image(id_: int, found: People, file_name: str | None) -> dict[str, Any]:
 
 def _annotations(found: People, threshold: float) -> Iterator[dict[str, Any]]:
     """Each person of a picture as COCO has them, without ids."""
-    scores = np.round(found.keypoints[..., 2], 4)
-    visible = scores >= threshold
-    keypoints = np.concatenate([np.round(found.keypoints[..., :2], 2), 2.0 * visible[..., None]], axis=2)
+    scores = np.round(found.keypoints[..., 2], SCORE_DECIMALS)
+    seen = visible(found.keypoints, threshold)
+    keypoints = np.concatenate([np.round(found.keypoints[..., :2], 2), 2.0 * seen[..., None]], axis=2)
     columns = (
         np.round(found.boxes, 2).tolist(),
         np.round(found.boxes[:, 2] * found.boxes[:, 3], 2).tolist(),
-        visible.sum(axis=1).tolist(),
+        seen.sum(axis=1).tolist(),
         [person.ravel().tolist() for person in keypoints],
         scores.tolist(),
         np.round(found.scores, 4).tolist(),

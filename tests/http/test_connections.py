@@ -412,7 +412,7 @@ def test_over_the_limit_the_connection_that_is_idle_for_longest_is_closed(start_
 
 
 def test_over_the_limit_all_but_probes_are_refused_while_all_are_at_work(start_service):
-    service = start_service(max_connections=3, body_timeout_s=30)
+    service = start_service(max_connections=3, body_timeout_s=30, cors_origins="https://pages.example")
     service.client.close()
     with contextlib.ExitStack() as held:
         for _ in range(3):
@@ -422,7 +422,8 @@ def test_over_the_limit_all_but_probes_are_refused_while_all_are_at_work(start_s
                 b"Expect: 100-continue\r\n\r\n"
             )
             assert b" 100 " in sock.recv(65_536)[:20]  # it is at work
-        named = [head.replace(b"Host: x", b"Host: x\r\nX-Request-ID: mine") for head in (HEAD, HANDSHAKE)]
+        names = b"Host: x\r\nX-Request-ID: mine\r\nOrigin: https://pages.example"
+        named = [head.replace(b"Host: x", names) for head in (HEAD, HANDSHAKE)]
         for refused in (named[0] + bytes(1000), named[1]):
             with connect(service.port) as another:
                 another.sendall(refused)
@@ -430,6 +431,7 @@ def test_over_the_limit_all_but_probes_are_refused_while_all_are_at_work(start_s
             assert problem(refusal) == (503, "not_ready")
             assert b"retry-after: 1\r\n" in refusal.lower()
             assert b"x-request-id: mine\r\n" in refusal.lower()
+            assert (b"access-control-allow-origin: https://pages.example\r\n" in refusal.lower()) == (refused is not named[1])
         for _ in range(20):  # silent ones make way
             held.enter_context(connect(service.port))
         for path in ("/livez", "/readyz", "/metrics?x"):  # or a busy service would be taken for a dead one

@@ -476,9 +476,10 @@ def test_keys_are_not_written_to_the_log(guarded):
 def test_a_page_of_the_named_origin_may_ask_and_read_problems(guarded):
     origin = {"Origin": "https://pages.example"}
     wish = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type,x-api-key"}
-    asked = guarded.client.options("/v1/pose", headers=origin | wish)
-    assert asked.status_code == 200
-    assert asked.headers["access-control-allow-origin"] == "https://pages.example"
+    for method, path in (("POST", "/v1/pose"), ("HEAD", "/v1/models")):
+        asked = guarded.client.options(path, headers=origin | wish | {"Access-Control-Request-Method": method})
+        assert asked.status_code == 200
+        assert asked.headers["access-control-allow-origin"] == "https://pages.example"
     without_key = guarded.client.get("/v1/models", headers=origin)
     key = {"X-API-Key": "first-key"}
     too_large = guarded.client.post("/v1/pose", content=bytes(33 * 2**20), headers=origin | key | JPEG)

@@ -412,6 +412,11 @@ def test_a_model_that_there_is_not_is_not_found(client, small, model):
     assert_problem(post(client, small, model=model, boxes="1,1,9,9"), 404, "model_not_found")
 
 
+def test_an_option_with_a_file_name_is_told_so(client, small):
+    form = {"image": ("a.jpg", small), "boxes": ("blob", b"[[1, 2, 30, 40]]")}
+    assert_problem(client.post("/v1/pose", files=form), 422, "invalid_option", "form.boxes", "must have no file name")
+
+
 # JSON
 
 
@@ -421,6 +426,11 @@ def test_a_model_that_there_is_not_is_not_found(client, small, model):
 )
 def test_broken_json_is_a_malformed_body(client, content):
     assert_problem(post_json(client, content), 400, "malformed_body")
+
+
+def test_json_may_begin_with_a_byte_order_mark(client, small):
+    content = json.dumps({"images": [image(small)]}).encode()
+    assert post_json(client, b"\xef\xbb\xbf" + content).json() == post_json(client, content).json()
 
 
 def test_deep_json_is_a_malformed_body(client):

@@ -309,6 +309,17 @@ def test_an_idle_service_stops_at_once(start_service):
     assert lines[-2:] == ["the service stops", "the service has stopped"]
 
 
+def test_a_body_that_stalls_is_not_waited_for_twice(start_service):
+    service = start_service(drain_s=6, body_timeout_s=3.5)
+    with socket.create_connection(("127.0.0.1", service.port)) as sock:
+        sock.sendall(b"POST /v1/pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 9\r\n\r\n1234")
+        service.wait_until(lambda: service.metric("pose_http_requests_in_flight") > 1)
+        service.process.terminate()
+        assert b" 408 " in sock.recv(65_536)[:20]
+        assert service.process.wait(30) == 0
+    assert '"level":"error"' not in service.log
+
+
 def test_work_that_outlasts_the_drain_is_cut_off(start_service, t_pose):
     service = start_service(drain_s=1, lanes=1)
     answers: list[object] = []

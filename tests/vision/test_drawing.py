@@ -49,6 +49,11 @@ def test_joints_below_the_threshold_and_their_lines_are_not_drawn():
     assert (draw(unsure, 0.4)[80, 140] != 30).any()
 
 
+def test_scores_are_compared_as_answers_tell_them():
+    assert (draw(person(*[(x, y, 0.49996) for x, y, _ in ARMS[0]])) != 30).any()
+    assert (draw(person(*[(x, y, 0.49994) for x, y, _ in ARMS[0]])) == 30).all()
+
+
 def test_nobody_and_unseen_people_leave_the_picture_as_it_is():
     assert (draw(np.zeros((0, 5, 3))) == PICTURE).all()
     assert (draw(ARMS, 0.95) == PICTURE).all()

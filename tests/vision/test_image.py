@@ -88,6 +88,18 @@ def test_sixteen_bits_become_eight():
             assert_reads(cv2.imencode(extension, pixels)[1].tobytes(), expected, tolerance=1)
 
 
+def test_a_picture_for_which_there_is_no_memory_is_not_called_damaged(tmp_path):
+    (tmp_path / "large.png").write_bytes(cv2.imencode(".png", np.zeros((6000, 8000, 3), np.uint8))[1].tobytes())
+    script = (
+        "import resource, sys; from pathlib import Path; from app.vision import image; data = Path(sys.argv[1]).read_bytes();"
+        "pages = int(Path('/proc/self/statm').read_text().split()[0]);"
+        "resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 50_000_000,) * 2);"
+        "image.decode(data, 50_000_000)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "large.png")], capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1].startswith("MemoryError")
+
+
 def test_cmyk_is_read_with_and_without_adobes_marker():
     data = file(PICTURE.convert("CMYK"), "JPEG", quality=100)
     adobe = data.index(b"\xff\xee")
