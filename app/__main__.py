@@ -1,6 +1,5 @@
 """`python -m app`: read the settings, load the models, serve."""
 
-import logging
 import os
 import resource
 import signal
@@ -118,7 +117,6 @@ def serve() -> int:
     address = f"[{host}]" if ":" in host else host
     print(f"The LPN pose service listens on http://{address}:{port}", file=sys.stderr, flush=True)
     server.run(sockets=[sock])
-    logging.shutdown()  # the last lines are written
     os._exit(0)  # a thread that stands still in a network would keep the process for ever
 
 

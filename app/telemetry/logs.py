@@ -1,16 +1,13 @@
 """Logs as JSON lines on standard error: time, level, logger, message, and whatever fields a line brings."""
 
 import logging
+import os
 import sys
-import threading
 from datetime import UTC, datetime
-from queue import SimpleQueue
-from typing import Any, TextIO
+from select import PIPE_BUF, select
+from typing import Any
 
 import orjson
-
-_WAITING_LINES = 1000  # a second or so of a busy service
-_FLUSH_SECONDS = 2
 
 _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message"}
 
@@ -32,50 +29,47 @@ class JsonLines(logging.Formatter):
 
 
 class UnhurriedHandler(logging.Handler):
-    """Lines of text, written by a thread of their own: where nobody reads the stream, lines are lost and nobody waits."""
+    """Lines of text into a file, a pipe or a terminal. Where nobody reads it and it is full, they are lost: nobody waits."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, descriptor: int) -> None:
         super().__init__()
-        self._stream = stream
-        self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()
+        self._descriptor = descriptor
         self._lost = 0
-        threading.Thread(target=self._write, name="log", daemon=True).start()
+        self._end = b""  # of a line that was cut off
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a record's line, unless too many wait."""
-        if self._lines.qsize() >= _WAITING_LINES:
-            self._lost += 1
-            return
-        if self._lost:
-            lost = logging.makeLogRecord({"name": __name__, "levelname": "WARNING", "lost": self._lost})
-            lost.msg, self._lost = "log lines were lost: standard error was not read", 0
-            self._lines.put(self.format(lost))
-        self._lines.put(self.format(record))
+        """Write a record's line, if there is room."""
+        try:
+            line = self.format(record)
+            if self._lost:
+                told = {"name": __name__, "levelname": "WARNING", "lost": self._lost}
+                told["msg"] = "log lines were lost: standard error was not read"
+                if self._written(self.format(logging.makeLogRecord(told))):
+                    self._lost = 0
+        except Exception:  # noqa: BLE001 - as logging's own handlers do: no line is worth its request
+            self.handleError(record)
+        else:
+            self._lost += not self._written(line)
 
-    def flush(self) -> None:
-        """Wait until all lines so far are written, for two seconds at most."""
-        written = threading.Event()
-        self._lines.put(written)
-        written.wait(_FLUSH_SECONDS)
-
-    def _write(self) -> None:
-        while True:
-            line = self._lines.get()
-            if isinstance(line, threading.Event):
-                line.set()
-                continue
-            try:
-                self._stream.write(line + "\n")
-                self._stream.flush()
-            except (OSError, ValueError):  # a full disk, a reader that is gone, a closed stream: there is nobody to tell
-                pass
+    def _written(self, text: str) -> bool:
+        line = self._end + text.encode() + b"\n"
+        try:
+            for start in range(0, len(line), PIPE_BUF):
+                if not select([], [self._descriptor], [], 0)[1]:  # no room for PIPE_BUF bytes
+                    self._end = b"\n" if start else self._end
+                    return False
+                os.write(self._descriptor, line[start : start + PIPE_BUF])
+        except OSError:  # a full disk, a reader that is gone: there is nobody to tell
+            pass
+        self._end = b""
+        return True
 
 
 def configure(levels: str) -> None:
     """Send log lines to standard error as JSON: `levels` is the least level of all, then of single loggers, as in
     INFO,app.requests=WARNING."""
     level, *single = levels.split(",")
-    handler = UnhurriedHandler(sys.stderr)
+    handler = UnhurriedHandler(sys.stderr.fileno()) if sys.stderr else logging.NullHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # Its warnings tell of requests that are refused, without their ids; those are told by app.requests.
