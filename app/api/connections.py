@@ -21,7 +21,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from app.api.middleware import PROBES, cors, request_id_of
+from app.api.middleware import PROBES, STOOD_STILL_SECONDS, cors, request_id_of
 from app.api.problems import Problem, render
 from app.api.stream_connection import StreamConnection
 from app.inference.pipeline import Pipeline
@@ -301,6 +301,9 @@ class Connection(HttpToolsProtocol):
         self._waits_for = None if otherwise is None else self.loop.call_later(seconds, otherwise)
 
     def _give_up_head(self) -> None:
+        if self._waits_for and self.loop.time() - self._waits_for.when() > STOOD_STILL_SECONDS:
+            self._expect(self._give_up_head, seconds=STOOD_STILL_SECONDS)
+            return
         if self._head_bytes == 0:
             self.transport.close()
             return

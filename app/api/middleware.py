@@ -26,6 +26,9 @@ log = logging.getLogger("app.requests")
 SUBPROTOCOL = "pose"  # of a stream, for clients that offer it beside their key
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+# Late by so much, a time-out tells that the process stood still (docker pause, a suspended machine): what came meanwhile, and
+# in so much more, is read first.
+STOOD_STILL_SECONDS = 1.0
 PROBES = frozenset(("/livez", "/readyz", "/metrics"))
 OPEN_PATHS = PROBES | pages.PATHS
 
@@ -177,18 +180,22 @@ class BodyLimits:
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdigit() and int(declared) > self._most:
             raise self._too_large(f"{int(declared):,} bytes")
-        until = asyncio.get_running_loop().time() + self._seconds
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._seconds
         counted = 0
         complete = False
 
         async def limited_receive() -> Message:
-            nonlocal counted, complete
+            nonlocal counted, complete, until
             if complete:
                 return await receive()
             try:
                 async with asyncio.timeout_at(until):
                     message = await receive()
             except TimeoutError as error:
+                if loop.time() - until > STOOD_STILL_SECONDS:
+                    until = loop.time() + STOOD_STILL_SECONDS
+                    return await limited_receive()
                 raise Problem(
                     "request_timeout",
                     f"The body did not arrive within {self._seconds:g} seconds; {counted:,} bytes came.",

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "schemathesis"
 
 
@@ -14,7 +15,7 @@ def test_whatever_the_document_allows_or_forbids_is_answered_as_it_says(service,
     ended = subprocess.run(
         [*command, f"{service.client.base_url}/openapi.json", *options, "--continue-on-failure", "--no-color"],
         cwd=tmp_path,  # it leaves a cache
-        env=os.environ | {"PYTHONPATH": str(FOLDER)},  # where its hooks lie
+        env=os.environ | {"PYTHONPATH": f"{FOLDER}{os.pathsep}{ROOT}"},  # where its hooks lie, and what they use
         capture_output=True,
         text=True,
     )
