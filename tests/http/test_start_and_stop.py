@@ -310,7 +310,7 @@ def test_an_idle_service_stops_at_once(start_service):
 
 
 def test_a_body_that_stalls_is_not_waited_for_twice(start_service):
-    service = start_service(drain_s=4.5, body_timeout_s=3.5)
+    service = start_service(drain_s=5, body_timeout_s=3.5)
     with socket.create_connection(("127.0.0.1", service.port)) as sock:
         sock.sendall(b"POST /v1/pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 9\r\n\r\n1234")
         service.wait_until(lambda: service.metric("pose_http_requests_in_flight") > 1)
