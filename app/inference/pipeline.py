@@ -70,18 +70,18 @@ class Drawing:
     threshold: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoseTask:
     """What to do: picture files with the boxes [N, 4] of their people, None where the detector is to find them, and how."""
 
     pictures: Sequence[bytes]
     boxes: Sequence[Float64 | None]
-    model: str | None
-    flip_test: bool
-    detection_threshold: float | None  # None: the detector's
     max_people: int  # that are found in a picture
-    drawing: Drawing | None  # of the first picture
     deadline: float  # on the event loop's clock
+    model: str | None = None
+    flip_test: bool = False
+    detection_threshold: float | None = None  # None: the detector's
+    drawing: Drawing | None = None  # of the first picture
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,12 @@ SECOND = 20  # frames
 Frames = Iterable[np.ndarray]
 
 
+def task_of(frame: bytes, max_people: int = 50) -> PoseTask:
+    """To find the people of a frame within a minute."""
+    deadline = asyncio.get_running_loop().time() + 60
+    return PoseTask(pictures=[frame], boxes=[None], max_people=max_people, deadline=deadline)
+
+
 @pytest.fixture(scope="module")
 def woman(two_women) -> np.ndarray:
     """The part of a photo with one woman, 640 × 845."""
@@ -47,16 +53,7 @@ def follow() -> Iterable[Callable[..., list[Followed]]]:
             follower = Follower(pipeline)
             found = []
             for number, frame in enumerate(frames):
-                task = PoseTask(
-                    pictures=[cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()],
-                    boxes=[None],
-                    model=None,
-                    flip_test=False,
-                    detection_threshold=None,
-                    max_people=max_people,
-                    drawing=None,
-                    deadline=asyncio.get_running_loop().time() + 60,
-                )
+                task = task_of(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes(), max_people)
                 found.append(await follower.follow(task, number / rate))
             return found
 
@@ -170,7 +167,7 @@ async def _late(frame: np.ndarray) -> None:
     await pipeline.start()
     try:
         data = cv2.imencode(".jpg", frame)[1].tobytes()
-        task = PoseTask([data], [None], None, False, None, 50, None, asyncio.get_running_loop().time() + 60)
+        task = task_of(data)
         follower = Follower(pipeline)
         assert (await follower.follow(task, 0.0)).ids == [1]
         late = replace(task, deadline=asyncio.get_running_loop().time())
@@ -211,7 +208,7 @@ class StandIn:
 
 def told_by(pipeline: StandIn, seconds: float, max_people: int) -> list[Followed]:
     async def follow_all() -> list[Followed]:
-        follower, task = Follower(pipeline), PoseTask([b""], [None], None, False, None, max_people, None, 0.0)
+        follower, task = Follower(pipeline), task_of(b"", max_people)
         return [await follower.follow(task, number / SECOND) for number in range(int(seconds * SECOND))]
 
     return asyncio.run(follow_all())
@@ -222,7 +219,7 @@ def told_of_a_ghost(score: float, seconds: int) -> list[list[int]]:
     pipeline = StandIn(1, score=score)
 
     async def follow_all() -> list[list[int]]:
-        follower, task = Follower(pipeline), PoseTask([b""], [None], None, False, None, 50, None, 0.0)
+        follower, task = Follower(pipeline), task_of(b"")
         told = []
         for number in range(seconds * SECOND):
             told.append((await follower.follow(task, number / SECOND)).ids)
@@ -263,7 +260,7 @@ def test_whoever_walks_keeps_their_number_where_frames_become_seldom(speed, phas
     times = np.concatenate([often, often[-1] + np.arange(1, 12) / 6])
 
     async def follow_all() -> list[list[int]]:
-        follower, task = Follower(pipeline), PoseTask([b""], [None], None, False, None, 50, None, 0.0)
+        follower, task = Follower(pipeline), task_of(b"")
         told = []
         for pipeline.now in times.tolist():
             told.append((await follower.follow(task, pipeline.now)).ids)
@@ -277,7 +274,7 @@ def test_whoever_stops_while_no_frame_comes_keeps_their_number(speed, gap):
     pipeline = Walker(speed)
 
     async def follow_all() -> list[list[int]]:
-        follower, task = Follower(pipeline), PoseTask([b""], [None], None, False, None, 50, None, 0.0)
+        follower, task = Follower(pipeline), task_of(b"")
         told = []
         for time in [*np.arange(0, 1, 1 / 30), 1 + gap, 1.1 + gap]:
             pipeline.now = min(time, 29 / 30)

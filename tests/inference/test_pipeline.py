@@ -38,7 +38,7 @@ def drive(work: Callable[[Pipeline], Coroutine[Any, Any, None]], lanes: int = 1)
 
 def task(pictures: list[bytes], seconds: float = 30, drawn: Drawing | None = None) -> PoseTask:
     deadline = asyncio.get_running_loop().time() + seconds
-    return PoseTask(pictures, [BOX] * len(pictures), None, False, None, 50, drawn, deadline)
+    return PoseTask(pictures=pictures, boxes=[BOX] * len(pictures), max_people=50, deadline=deadline, drawing=drawn)
 
 
 def test_pictures_of_nobody_hold_room_each(monkeypatch, t_pose):
