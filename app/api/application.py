@@ -66,8 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimits, settings=settings)
     app.add_middleware(ApiKeys, keys=settings.api_keys)
     app.add_middleware(Problems)
-    if settings.cors_origins:
-        app.add_middleware(cors, settings=settings)
+    app.add_middleware(cors, settings=settings)
     app.add_middleware(RequestContext, metrics=metrics, pipeline=pipeline)
     return app
 

@@ -355,7 +355,7 @@ class Connection(HttpToolsProtocol):
 
     async def _refuse_one_too_many(self, scope: Any, receive: Any, send: Any) -> None:
         refusal = self._refusal(self._too_many(), request_id_of(scope))
-        await (cors(refusal, self.settings) if self.settings.cors_origins else refusal)(scope, receive, send)
+        await cors(refusal, self.settings)(scope, receive, send)
 
     def _too_many(self) -> Problem:
         limit = f"The service holds {self.settings.max_connections} connections already, all at work."

@@ -44,6 +44,8 @@ def request_id_of(scope: Scope) -> str:
 
 def cors(app: ASGIApp, settings: Settings) -> ASGIApp:
     """The app as pages of other origins may ask it, those that the settings name."""
+    if not settings.cors_origins:
+        return app
     return CORSMiddleware(
         app,
         allow_origins=settings.cors_origins,

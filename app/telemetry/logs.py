@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from select import PIPE_BUF, select
 from typing import Any
@@ -53,23 +54,35 @@ class UnhurriedHandler(logging.Handler):
 
     def _written(self, text: str) -> bool:
         line = self._end + text.encode() + b"\n"
+        sent = 0
         try:
-            for start in range(0, len(line), PIPE_BUF):
-                if not select([], [self._descriptor], [], 0)[1]:  # no room for PIPE_BUF bytes
-                    self._end = b"\n" if start else self._end
-                    return False
-                os.write(self._descriptor, line[start : start + PIPE_BUF])
-        except OSError:  # a full disk, a reader that is gone: there is nobody to tell
+            while sent < len(line) and select([], [self._descriptor], [], 0)[1]:  # a pipe has room for PIPE_BUF bytes then
+                sent += os.write(self._descriptor, line[sent : sent + PIPE_BUF])
+        except BlockingIOError:  # a terminal has none
             pass
-        self._end = b""
-        return True
+        except OSError:  # a full disk, a reader that is gone: there is nobody to tell
+            sent = len(line)
+        if 0 < sent < len(line):
+            self._end = b"\n"
+        elif sent:
+            self._end = b""
+        return sent == len(line)
+
+
+def _standard_error() -> int:
+    """Standard error. A terminal is opened once more, to be written without waiting: it may have room for half a line."""
+    descriptor = sys.stderr.fileno()
+    if os.isatty(descriptor):
+        with suppress(OSError):
+            return os.open(os.ttyname(descriptor), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    return descriptor
 
 
 def configure(levels: str) -> None:
     """Send log lines to standard error as JSON: `levels` is the least level of all, then of single loggers, as in
     INFO,app.requests=WARNING."""
     level, *single = levels.split(",")
-    handler = UnhurriedHandler(sys.stderr.fileno()) if sys.stderr else logging.NullHandler()
+    handler = UnhurriedHandler(_standard_error()) if sys.stderr else logging.NullHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # Its warnings tell of requests that are refused, without their ids; those are told by app.requests.

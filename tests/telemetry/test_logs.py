@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import pty
 import subprocess
 import sys
 
@@ -76,6 +78,19 @@ def test_where_nobody_reads_them_lines_are_lost_and_nobody_waits():
     assert sum(lost) > 1000
     assert len(written) + sum(lost) == 5020
     assert written[-1] == "later"
+
+
+def test_nor_does_anybody_wait_for_a_terminal_that_is_not_read():
+    script = (
+        "import logging; from app.telemetry import logs; logs.configure('INFO');"
+        "[logging.getLogger('x').info('x' * (100 + 7 * i % 400)) for i in range(5000)]"
+    )
+    terminal, shown = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", script], stderr=shown) as process:
+        assert process.wait(60) == 0
+    os.close(shown)
+    assert json.loads(os.read(terminal, 60_000).partition(b"\n")[0])["level"] == "info"
+    os.close(terminal)
 
 
 def test_a_process_ends_whose_lines_nobody_reads():
