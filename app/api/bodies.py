@@ -171,14 +171,13 @@ async def _of_few_parts(stream: AsyncGenerator[bytes, None], delimiter: bytes, m
     parts, before = 0, b"\r\n"  # the first one needs no line before it
     async for chunk in stream:
         both = before + chunk
-        parts += both.count(delimiter, max(0, len(before) - len(delimiter) + 1))
-        if parts > most + 1:  # the last one closes the form
-            raise Problem("malformed_body", f"The body holds the boundary of multipart/form-data over {most + 1} times.")
-        place = both.find(delimiter)
-        while place >= 0:
-            if _BLANKS.match(both, place + len(delimiter)):
+        for found in re.finditer(re.escape(delimiter), both):
+            parts += found.end() > len(before)
+            if parts > most + 1:  # the last one closes the form
+                yield chunk[: found.end() - len(before)]  # the parser may know what there is too much of
+                raise Problem("malformed_body", f"The body holds the boundary of multipart/form-data over {most + 1} times.")
+            if _BLANKS.match(both, found.end()):
                 raise Problem("malformed_body", "The body holds over 100 blanks behind a boundary of multipart/form-data.")
-            place = both.find(delimiter, place + 1)
         before = both[-(len(delimiter) + 100) :]
         yield chunk
 

@@ -11,9 +11,11 @@ import zlib
 import httpx
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
-from app.api.bodies import _of_few_parts
+from app.api.bodies import _of_few_parts, _parsed_form
 from app.api.problems import PROBLEMS, Problem
+from app.settings import Settings
 
 BOX = "295,15,545,595"
 BOXES = [[295, 15, 545, 595]]
@@ -496,6 +498,7 @@ def test_empty_base64_is_an_invalid_image(client, small):
 
 BOUNDARY = "multipart/form-data; boundary=x"
 PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+FIELD = b'--x\r\nContent-Disposition: form-data; name="boxes"\r\n\r\n'
 
 
 def test_a_form_of_long_work_is_refused_wherever_it_is_cut():
@@ -514,6 +517,29 @@ def test_a_form_of_long_work_is_refused_wherever_it_is_cut():
         for ill in (b"--x" + 4 * delimiter, b"--x" + b" " * 101, b"abc" + delimiter + b"\t" * 101):
             with pytest.raises(Problem, match="boundary"):
                 asyncio.run(of(ill, size))
+
+
+@pytest.mark.parametrize("size", [100, 10_000, 10**6])
+def test_what_a_form_has_too_many_of_is_told_however_it_comes(size):
+    """The system hands over a body in pieces as it likes: one of 340 pictures may come in one."""
+
+    async def refused(body: bytes) -> Problem:
+        pieces = [body[start : start + size] for start in range(0, len(body), size)]
+
+        async def receive():
+            return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+        request = Request({"type": "http", "headers": [(b"content-type", BOUNDARY.encode())]}, receive)
+        with pytest.raises(Problem) as raised:
+            await _parsed_form(request, Settings())
+        return raised.value
+
+    pictures, fields = (asyncio.run(refused(340 * (part + b"abc\r\n") + b"--x--\r\n")) for part in (PART, FIELD))
+    assert (pictures.code, pictures.detail) == (
+        "too_many_images",
+        "The request holds more than 160 pictures; at most 16 are taken.",
+    )
+    assert (fields.code, fields.detail) == ("malformed_body", "The form holds over 132 fields beside its pictures.")
 
 
 @pytest.mark.parametrize(
