@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clients of a running service: `PoseClient("http://localhost:8000").estimate("photo.jpg").keypoints`.
 
 They import nothing else of the service. What goes wrong is a PoseError:

@@ -141,6 +141,9 @@ def graph_of(module: nn.Module, pictures: Tensor, name: str, outputs: list[str],
     if program is None:
         raise ModelError("PyTorch gave no graph")
     graph = program.model_proto
+    inner = graph.graph
+    for part in (inner, *inner.node, *inner.value_info, *inner.input, *inner.output, *inner.initializer):
+        part.ClearField("metadata_props")  # PyTorch's traces, with the paths of this machine: a tenth of the file
     for constant in graph.graph.initializer:
         values = numpy_helper.to_array(constant)
         if values.dtype == np.float32:  # again: a dead channel's weights times its normalisation may be denormal

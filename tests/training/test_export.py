@@ -371,5 +371,10 @@ def test_without_people_there_is_no_int8_model(tmp_path, monkeypatch):
     assert not (tmp_path / "store").exists()
 
 
+def test_graphs_tell_nothing_of_the_machine_that_made_them(imported):
+    for path in (imported / "model.onnx", *STORED.parents[1].rglob("*.onnx")):
+        assert b'.py"' not in path.read_bytes(), path  # as PyTorch's traces have: File "/home/…/lpn.py", line 60
+
+
 def test_the_shipped_model_is_what_its_weights_give(parity, heatmaps):
     _assert_near(PoseModel.load(STORED).heatmaps(parity["crop_bgr_u8"]), heatmaps)
