@@ -1,6 +1,7 @@
 """The model store: `<store>/<name>/<version>/` with model.onnx, and model.toml, which says all that a server needs of it."""
 
 import hashlib
+import logging
 import re
 import tomllib
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from app.vision import image
+
+log = logging.getLogger(__name__)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Version = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
@@ -43,15 +46,15 @@ class HeatmapTable(_Table):
 
     width: Annotated[int, Field(ge=4)]
     height: Annotated[int, Field(ge=4)]
-    beta: Annotated[float, Field(gt=0)]
+    beta: Annotated[float, Field(gt=0, le=1e6)]
     window: Annotated[int, Field(ge=3)] | None = None  # cells about the highest; None: the whole map
     quarter_shift: bool
     mirror_shift: Annotated[float, Field(ge=0, le=1)] = 1.0  # cells, in the flip test (heatmap.average_with_mirrored)
 
     @model_validator(mode="after")
     def _consistent(self) -> "HeatmapTable":
-        if self.window is not None and self.window % 2 == 0:
-            raise ValueError("window must be odd")
+        if self.window is not None and (self.window % 2 == 0 or self.window > 2 * max(self.width, self.height)):
+            raise ValueError("window must be odd, and twice the longer side at most")
         return self
 
 
@@ -65,8 +68,10 @@ class KeypointTable(_Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> "KeypointTable":
-        if sorted(self.mirror) != list(range(len(self.names))):
-            raise ValueError("mirror must name each joint once")
+        if sorted(self.mirror) != list(range(len(self.names))) or any(
+            self.mirror[it] != n for n, it in enumerate(self.mirror)
+        ):
+            raise ValueError("mirror must name each joint once, and for two that change places each the other")
         if any(not 1 <= joint <= len(self.names) for pair in self.skeleton for joint in pair):
             raise ValueError("skeleton names a joint that there is not")
         return self
@@ -111,7 +116,7 @@ class _Model(_Table):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of model.onnx
     input: InputTable
     golden: GoldenTable | None = None
-    accuracy: dict[str, dict[str, float]] = {}  # data set → measure → value, as the card has them
+    accuracy: dict[str, dict[str, FiniteFloat]] = {}  # data set → measure → value, as the card has them
 
     @property
     def id(self) -> str:
@@ -139,7 +144,9 @@ class ModelDescription(_Model):
     calibration: CalibrationTable | None = None
 
     @model_validator(mode="after")
-    def _all_joints_calibrated(self) -> "ModelDescription":
+    def _consistent(self) -> "ModelDescription":
+        if self.input.width * self.heatmap.height != self.input.height * self.heatmap.width:
+            raise ValueError("[heatmap] must have the shape of [input], with cells as wide as high")
         if self.calibration is not None and len(self.calibration.intercepts) != len(self.keypoints.names):
             raise ValueError("calibration must have an intercept for each joint")
         return self
@@ -188,8 +195,11 @@ class StoredModel:
 
 
 def stored_models(store: Path) -> list[Path]:
-    """The folder of every model in the store, <name>/<version>, by name and ascending version."""
+    """The folder of every model in the store, <name>/<version>, by name and ascending version; the log tells of others."""
     folders = [path.parent for path in store.glob("*/*/model.toml") if re.fullmatch(r"[0-9]{1,9}", path.parent.name)]
+    for path in {*store.glob("*/model.toml"), *store.glob("*/*/model.toml")}:
+        if path.parent not in folders:
+            log.warning("%s is passed over: a model's folder is <name>/<version>, and its version a number", path.parent)
     return sorted(folders, key=lambda path: (path.parent.name, int(path.name)))
 
 

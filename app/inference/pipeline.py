@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.inference.detector import Detector, Letterbox
+from app.inference.model_store import ModelError
 from app.inference.models import open_models, warm_up
 from app.inference.picture_threads import PictureThreads
 from app.inference.pose import Crops, PoseModel
@@ -178,11 +179,12 @@ class Pipeline:
         try:
             for model in self.models.pose.values():
                 seconds = await self._warm_up(model)
+                self.scheduler.usual_seconds |= {model.plain: seconds, model.with_flip_test: 2 * seconds}
                 if model.description.id == self.models.default:
                     self.scheduler.seconds_per_crop = seconds
                 self._metrics.capacity.labels(model.description.id).set(self._lanes / seconds)
-            if self.models.detector:
-                await self._warm_up(self.models.detector)
+            if detector := self.models.detector:
+                self.scheduler.usual_seconds[detector.network] = await self._warm_up(detector)
         except Exception:
             self._not_warm = "The warm-up failed; the log tells why."
             raise
@@ -366,7 +368,10 @@ class Pipeline:
     async def _warm_up(self, model: PoseModel | Detector) -> float:
         """Run all that a lane may run of a model once; the seconds a crop at the quickest."""
         most, told = self._settings.max_batch_crops, model.description
-        (seconds,), _ = await self._picture_threads.run(lambda _: warm_up(model, most), [0])
+        try:
+            (seconds,), _ = await self._picture_threads.run(lambda _: warm_up(model, most), [0])
+        except Exception as error:
+            raise ModelError(f"model {told.id} fails in its warm-up") from error
         self._metrics.model_info.labels(told.name, told.version, told.precision, told.sha256).set(1)
         log.info("model %s is warm", told.id, extra={"ms_per_crop": round(seconds * 1000, 2)})
         return seconds

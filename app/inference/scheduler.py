@@ -149,6 +149,7 @@ class Scheduler:
         self._tickets: deque[Ticket] = deque()
         self._tender: asyncio.Task[None] | None = None
         self.seconds_per_crop = 0.05  # of one lane: set at warm-up, then a moving average of the batches
+        self.usual_seconds: dict[Network, float] = {}  # a crop of each network, as the warm-up found it
         self._started_lanes = 0
         self._standing = 0  # lanes that stood still, were replaced, and have not come back since
 
@@ -345,7 +346,8 @@ class Scheduler:
                     continue
                 if stopped > 1:
                     lane.started = min(lane.started + stopped, time.monotonic())  # a batch may have begun since
-                limit = max(_STALLED_SECONDS, _STALLED_TIMES * self.seconds_per_crop * len(lane.members))
+                usual = max(self.seconds_per_crop, self.usual_seconds.get(lane.members[0][0].network, 0.0))
+                limit = max(_STALLED_SECONDS, _STALLED_TIMES * usual * len(lane.members))
                 if time.monotonic() - lane.started > limit:
                     self._standing += 1
                     self._metrics.workers_busy.dec()

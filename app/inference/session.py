@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import onnxruntime
 from app.inference.model_store import ModelError, StoredModel
 
 log = logging.getLogger(__name__)
+
+_FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
 Shape = Sequence[int | str]  # sides by their length, or by a name where any will do
 
@@ -94,6 +97,8 @@ def open_session(onnx: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
     # A helper waits so long for its part of the next node before it sleeps: to be woken takes as long as a small node.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
     options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
+    # Or it would look for weights beside the graph in the working folder, and no sha256 covers those.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 4  # errors are raised as well; its own lines are no JSON
     return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 
@@ -108,21 +113,33 @@ def open_graph(stored: StoredModel, picture: Shape, *outputs: Shape) -> onnxrunt
     try:
         session = open_session(stored.onnx)
     except Exception as error:  # onnxruntime's errors share no class of their own
-        raise ModelError(f"model {description.id}: model.onnx is not a graph that ONNX Runtime opens") from error
+        raise ModelError(
+            f"model {description.id}: model.onnx is not a graph that ONNX Runtime opens: {_reason(error)}"
+        ) from error
     inputs, given = session.get_inputs(), session.get_outputs()
     if (
         len(inputs) != 1
         or inputs[0].type != "tensor(uint8)"
         or len(given) != len(outputs)
+        or not all(each.type in _FLOATS for each in given)
         or not all(
             _fits(each.shape, ["N", *shape]) for each, shape in zip((*inputs, *given), (picture, *outputs), strict=True)
         )
     ):
         raise ModelError(
-            f"model {description.id}: model.onnx must take uint8 {_batch_of(picture)} and give "
-            f"{' and '.join(map(_batch_of, outputs))} as model.toml says; names stand for any length"
+            f"model {description.id}: model.onnx must take uint8 {_batch_of(picture)} and give floats "
+            f"{' and '.join(map(_batch_of, outputs))} as model.toml says, with any length where names stand here; it takes "
+            f"{' and '.join(map(_told, inputs))} and gives {' and '.join(map(_told, given))}"
         )
     return session
+
+
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime says is wrong with a graph, without the places in its source and the folders that it looked in."""
+    said = " ".join(str(error).split()).split(" : ", 3)[-1]
+    if "xternal data" in said:
+        return "it keeps weights in another file; export it with external_data=False"
+    return re.sub(r"^/\S+:\d+ .*?\) (?=[A-Z])", "", said)[:300]
 
 
 def _fits(shape: Sequence[Any], wanted: Shape) -> bool:
@@ -135,3 +152,8 @@ def _fits(shape: Sequence[Any], wanted: Shape) -> bool:
 
 def _batch_of(shape: Shape) -> str:
     return f"[N, {', '.join(map(str, shape))}]"
+
+
+def _told(value: onnxruntime.NodeArg) -> str:
+    """Type and shape of an input or output, such as `float [N, 17, 64, 48]`."""
+    return f"{value.type.removeprefix('tensor(').removesuffix(')')} [{', '.join(map(str, value.shape))}]"

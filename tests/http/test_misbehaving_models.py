@@ -215,7 +215,9 @@ def test_a_stream_whose_frame_takes_long_is_not_closed_for_want_of_frames(start_
 def test_a_model_that_fails_in_its_warm_up_leaves_the_service_unready(start_service, tmp_path):
     service = start_service(wait=False, model_store=store_of(tmp_path, graph(fails=0)), detector="", lanes=1)
     service.wait_until(lambda: "the warm-up failed" in service.log, 60)
-    assert orjson.loads(service.log.splitlines()[-1])["level"] == "critical"
+    told = orjson.loads(service.log.splitlines()[-1])
+    assert told["level"] == "critical"
+    assert "model lpn50/1 fails in its warm-up" in str(told)
     for answer in (service.client.get("/readyz"), ask(service, WORKS)):
         assert code(answer) == (503, "not_ready")
         assert int(answer.headers["retry-after"]) >= 1

@@ -615,13 +615,17 @@ def test_a_large_batch_may_take_longer_than_a_small_one(monkeypatch):
     assert value(drive(work), "pose_inference_workers_replaced_total") == 0
 
 
-def test_a_slow_network_is_not_taken_for_one_that_stands_still(monkeypatch):
+@pytest.mark.parametrize("of_all", [True, False])
+def test_a_slow_network_is_not_taken_for_one_that_stands_still(monkeypatch, of_all):
     monkeypatch.setattr(scheduler, "_STALLED_SECONDS", 0.05)
     monkeypatch.setattr(scheduler, "_TEND_SECONDS", 0.01)
 
     async def work(s: Scheduler) -> None:
-        s.seconds_per_crop = 1  # 50 times that is the limit
         gate = Gate()
+        if of_all:
+            s.seconds_per_crop = 1  # 50 times that is the limit
+        else:  # others are quick
+            s.usual_seconds[gate.network] = 1
         job = asyncio.create_task(s.run(gate.network, crops(1), soon()))
         await asyncio.sleep(0.3)
         gate.opened.set()
