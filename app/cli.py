@@ -28,7 +28,7 @@ _PATIENT_RETRIES = 240  # about five minutes where the service names no longer w
 def main() -> None:
     """COCO keypoints of the people in photos and videos, on CPUs.
 
-    Settings are POSE_… in the environment, as for the service (README.md).
+    Settings are POSE_... in the environment, as for the service (README.md).
     """
 
 

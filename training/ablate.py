@@ -166,7 +166,7 @@ def _hash(file: Path) -> str:
 
 def ablate(arguments: argparse.Namespace) -> None:
     """Train and measure every run, and write the table anew after each. Raises DataError."""
-    device = torch.device(arguments.device)
+    device = arguments.device
     whole = place_of(arguments.out, arguments.minutes)
     start = _hash(arguments.start) if arguments.start else None
     rows: dict[str, dict[str, Accuracy]] = {}
@@ -189,7 +189,7 @@ def main() -> None:
     parser = training_parser("python -m training.ablate", "Compare short trainings.", cache=".cache/crops")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and table.md")
     arguments = parser.parse_args()
-    prepare_training(torch.device(arguments.device))
+    prepare_training(arguments.device)
     with one_line_faults():
         ablate(arguments)
 

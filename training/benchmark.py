@@ -11,6 +11,7 @@ import torch
 
 from training import lpn
 from training.precision import has_bfloat16
+from training.trainer import add_device
 
 
 def crops_per_second(device: torch.device, height: int, batch: int, steps: int) -> float:
@@ -40,9 +41,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10, help="timed steps a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add_device(parser)
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    device = arguments.device
     torch.backends.cudnn.benchmark = True
     rates: dict[str, list[float]] = {"own": [], "plain": []}
     for _ in range(arguments.rounds):

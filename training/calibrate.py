@@ -16,7 +16,7 @@ from app.inference.model_store import CalibrationTable
 from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
 from app.vision import heatmap
-from training.command import measuring_parser, model_folder, one_line_faults
+from training.command import coco_model, measuring_parser, model_folder, one_line_faults
 from training.data import read_pictures
 from training.estimators import cut, decoder_of
 from training.evaluate import dev_sets, labelled_people
@@ -133,7 +133,7 @@ spread = {table.spread}
 
 def _calibrate(arguments: argparse.Namespace) -> None:
     folder = model_folder(arguments.store, arguments.model)
-    model = PoseModel.load(folder)
+    model = coco_model(folder)
     names, height = model.description.keypoints.names, model.description.heatmap.height
     files = dev_sets(arguments.data)
     coco = labelled_joints(model, files.pop("coco"))

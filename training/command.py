@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.inference.model_store import ModelError, stored_models
+from app.inference.pose import PoseModel
 from training.files import DataError
+from training.keypoints import NAMES
 
 
 def measuring_parser(program: str, description: str, model: str) -> argparse.ArgumentParser:
@@ -42,10 +44,20 @@ def model_folder(store: Path, wanted: str) -> Path:
     raise SystemExit(f"there is no model {wanted} in {store}")
 
 
+def coco_model(folder: Path) -> PoseModel:
+    """The pose model in a folder, whose joints are COCO's, as the labels are. Raises ModelError."""
+    model = PoseModel.load(folder)
+    if model.description.keypoints.names != NAMES:
+        raise ModelError(f"{model.description.id} knows other joints than COCO's 17, by which people are labelled")
+    return model
+
+
 @contextlib.contextmanager
 def one_line_faults() -> Iterator[None]:
-    """End the program with one line where a file or a model is at fault."""
+    """End the program with one line where a file or a model is at fault, and without one by Ctrl-C."""
     try:
         yield
     except (DataError, ModelError) as error:
         raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # as shells tell of SIGINT

@@ -68,14 +68,14 @@ class Ending(Table):
 class Stage(Table):
     """One run of the learning-rate schedule."""
 
-    height: int = Field(gt=0, multiple_of=64)  # ¾ of it, the width, must be a multiple of 16
+    height: int = Field(gt=0, le=1024, multiple_of=64)  # ¾ of it, the width, must be a multiple of 16
     crops: int = Field(ge=1)
     batch: int = Field(ge=1)
     learning_rate: float = Field(ge=0, allow_inf_nan=False)
     sets: Shares | None = None  # instead of the config's
     ending: Ending | None = None
     sigma: float = Field(gt=0, allow_inf_nan=False)  # of the target Gaussians, in heatmap cells
-    warm_up: int = Field(200, ge=0)  # steps
+    warm_up: int = Field(200, ge=0)  # steps, half of the stage's at most
     average: float = Field(0.998, ge=0, lt=1)  # of the weights, a step
     placement: float = Field(1.0, ge=0, allow_inf_nan=False)  # weight of the placement loss beside the squared error
     hardest: int = Field(17, ge=1, le=17)  # joints of a person that count: those with the largest loss

@@ -5,6 +5,7 @@ annotation may have `keypoint_weights` [17], the trust in each joint, 0…1.
 """
 
 import contextlib
+import io
 import json
 import logging
 import math
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 
 from app.inference.session import usable_cores
 from app.vision import box
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 ASPECT = 192 / 256
 KEYPOINTS = len(NAMES)
 _FARTHEST = 1_000_000  # pixels, of a box
+_AREA = 0.52  # of a box, where people have no area: the median share of COCO's masks
+_ORIENTATION = 0x0112  # EXIF's tag
 _REGION = 1.4  # the cached part of the picture, as a multiple of the padded box: room for shift, scale and rotation
 
 
@@ -62,7 +66,8 @@ class Picture:
         if (width, height) != tuple(-(-side // reduction) for side in labelled):
             raise DataError(
                 f"{self.image['file_name']} has {width * reduction} × {height * reduction} pixels before any turn by EXIF; "
-                f"its labels are for {labelled[0]} × {labelled[1]}"
+                f"its labels are for {labelled[0]} × {labelled[1]}. Where they are of upright pictures, save these turned, "
+                "without EXIF"
             )
         return np.asarray(pixels, np.uint8)
 
@@ -110,6 +115,7 @@ def _people_of(content: dict[str, Any]) -> dict[str, Any]:
     _ids(content, "annotations")
     person = _person_category(content)
     people = []
+    without_area = 0
     for annotation in content["annotations"]:
         if annotation.get("category_id", person) != person:
             continue
@@ -119,7 +125,16 @@ def _people_of(content: dict[str, Any]) -> dict[str, Any]:
         keypoints = annotation.get("keypoints") or []
         width, height = annotation["bbox"][2:]
         labelled = {"num_keypoints": sum(seen > 0 for seen in keypoints[2::3])}
-        people.append({**labelled, "area": width * height, **annotation, **(labelled if keypoints else {}), "category_id": 1})
+        without_area += "area" not in annotation and labelled["num_keypoints"] > 0
+        area = {"area": _AREA * width * height}
+        people.append({**labelled, **area, **annotation, **(labelled if keypoints else {}), "category_id": 1})
+    if content["annotations"] and not people:
+        there = ", ".join(map(repr, {annotation.get("category_id") for annotation in content["annotations"]}))
+        raise ValueError(f"no annotation is of its category person, {person!r}; they are of {there}")
+    if without_area:
+        log.warning(
+            "%d people have no area: %s of their box is taken, as COCO's masks have in the median", without_area, _AREA
+        )
     return {**content, "annotations": people, "categories": [{"id": 1, "name": "person"}]}
 
 
@@ -128,7 +143,8 @@ def _person_category(content: dict[str, Any]) -> Any:
     them, or have other keypoints than COCO's, and KeyError.
     """
     categories = content.get("categories") or [{"id": 1, "name": "person"}]
-    person = next((each for each in categories if each.get("name") == "person"), None)
+    people = [each for each in categories if each.get("name") == "person"]
+    person = next((each for each in people if each.get("keypoints")), people[0] if people else None)
     if person is None:
         names = ", ".join(str(each.get("name")) for each in categories)
         raise ValueError(f"none of its categories is called person: {names}")
@@ -171,8 +187,15 @@ def _check_person(annotation: dict[str, Any]) -> None:
         _check_numbers(annotation, "keypoints", 3 * KEYPOINTS)
         if any(abs(value) > _FARTHEST for value in keypoints):
             raise ValueError(f"annotation {number} has keypoints beyond {_FARTHEST:,} pixels")
-    if any(seen > 0 for seen in keypoints[2::3]) and not annotation.get("area"):
+    if annotation.get("iscrowd", 0) not in (0, 1) or isinstance(annotation.get("iscrowd"), str):
+        raise ValueError(f"annotation {number} has iscrowd {annotation['iscrowd']!r}, which is neither 0 nor 1")
+    if any(seen > 0 for seen in keypoints[2::3]) and not annotation.get("area", 1):
         raise ValueError(f"annotation {number} has keypoints and no area over 0, by which COCO measures them")
+    _check_trust(annotation)
+
+
+def _check_trust(annotation: dict[str, Any]) -> None:
+    number = annotation["id"]
     if "keypoint_weights" in annotation:
         _check_numbers(annotation, "keypoint_weights", KEYPOINTS)
         if not all(0 <= trust <= 1 for trust in annotation["keypoint_weights"]):
@@ -200,6 +223,7 @@ def read_pictures(annotation_file: Path, image_folder: Path | None = None) -> It
     for annotation in content["annotations"]:
         by_image[annotation["image_id"]].append(annotation)
     archives: dict[str, zipfile.ZipFile] = {}
+    turned = False
     for image in content["images"]:
         name = image.get("zip")
         folder = image_folder or annotation_file.parent
@@ -212,7 +236,20 @@ def read_pictures(annotation_file: Path, image_folder: Path | None = None) -> It
                 data = archives[name].read(image["file_name"])
         except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:  # encrypted, or a NUL
             raise DataError(f"{image['file_name']} of {folder / (name or '')} cannot be read: {error}") from error
+        if not turned and _is_turned(data):
+            turned = True
+            log.warning(
+                "%s is stored turned (EXIF). Labels are taken for those of the stored pixels, as COCO's are; where yours are "
+                "of upright pictures, save the pictures turned, without EXIF",
+                image["file_name"],
+            )
         yield Picture(image, by_image[image["id"]], data)
+
+
+def _is_turned(data: bytes) -> bool:
+    with contextlib.suppress(Exception):  # what is no picture is told where its pixels are needed
+        return PIL.Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION) in range(2, 9)
+    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,11 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
 from app.vision import box
 from app.vision.people import person_scores
 from training.accuracy import Accuracy, decoder_table, joint_table, record, share_draws, table
-from training.command import measuring_parser, model_folder, one_line_faults, positive
+from training.command import coco_model, measuring_parser, model_folder, one_line_faults, positive
 from training.data import ASPECT, Picture, in_order, person_category_of, read_annotations, read_pictures
 from training.decoders import all_decoders
 from training.estimators import FLIPPED, PLAIN, Estimator, decoder_of, local_estimator, server_estimator
@@ -87,8 +86,10 @@ def detected_boxes(file: Path, person: Any = 1) -> Callable[[Picture], Boxes]:
     Raises DataError.
     """
     by_image: dict[int, list[Float64]] = {}
+    categories = set()
     try:
         for detection in json.loads(file.read_bytes()):
+            categories.add(detection["category_id"])
             if detection["category_id"] == person:
                 row = np.array([*detection["bbox"], detection["score"]], np.float64)
                 if row.shape != (5,) or not np.isfinite(row).all():
@@ -97,6 +98,9 @@ def detected_boxes(file: Path, person: Any = 1) -> Callable[[Picture], Boxes]:
                     by_image.setdefault(detection["image_id"], []).append(row)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{file} is no list of detections: {error}") from error
+    if person not in categories:
+        there = ", ".join(map(str, categories)) or "none"
+        raise DataError(f"{file} has no detections of category {person}, people in the annotations; of its own: {there}")
 
     def boxes(picture: Picture) -> Boxes:
         found = np.array(by_image.get(picture.image["id"], []), np.float64).reshape(-1, 5)
@@ -235,7 +239,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         if arguments.server:
             estimate = server_estimator(client, arguments.model, flip_tests)
         else:
-            model = PoseModel.load(model_folder(arguments.store, arguments.model))
+            model = coco_model(model_folder(arguments.store, arguments.model))
             kept = decoder_of(model)
             decoders = [kept, *(each for each in all_decoders() if each.name != kept.name)] if arguments.ablation else [kept]
             estimate = local_estimator(model, decoders, flip_tests)

@@ -73,6 +73,9 @@ def export(
     golden = _golden_crop(height)
     graph, precision = graph_of(ServedLPN(model, for_int8=samples is not None), crops, "crops", ["heatmaps"]), "float32"
     _check(graph, model, height)
+    sure = decoder(_heatmaps(graph, golden))[0][:, 2].mean()
+    if sure < KEYPOINT_THRESHOLD:
+        log.warning("%s: its joints score %.2f in the mean; is it trained, for crops %d high?", _GOLDEN.name, sure, height)
     if samples is not None:
         plain, graph, precision = graph, in_int8(graph, "crops", samples), "int8"
         _check_int8(graph, plain, decoder, golden)

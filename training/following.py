@@ -18,7 +18,7 @@ from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
 from app.vision import tracking
 from training.accuracy import table
-from training.command import measuring_parser, model_folder, one_line_faults, positive
+from training.command import coco_model, measuring_parser, model_folder, one_line_faults, positive
 from training.data import Picture, read_pictures
 from training.estimators import PLAIN, Estimator, decoder_of, local_estimator
 from training.evaluate import evaluate_set, labelled_boxes
@@ -116,7 +116,7 @@ def main() -> None:
     arguments = parser.parse_args()
     take_one_thread_each()
     with one_line_faults():
-        model = PoseModel.load(model_folder(arguments.store, arguments.model))
+        model = coco_model(model_folder(arguments.store, arguments.model))
         estimate = followed(local_estimator(model, [decoder_of(model)], [False]))
         found = evaluate_set(arguments.annotations, arguments.images, labelled_boxes, estimate, arguments.threads)
         print(table({way: accuracy.figures for way, accuracy in found.items()}))

@@ -60,6 +60,8 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, required=True, help="a COCO keypoint file beside its pictures")
     parser.add_argument("--out", type=file_to_write, required=True, help="the new set, beside the same pictures")
     arguments = parser.parse_args()
+    if arguments.out.resolve() == arguments.annotations.resolve():
+        parser.error("--out is the file that is read")
     take_one_thread_each()
     with one_line_faults():
         detector = Detector.opened(load_model(model_folder(arguments.store, arguments.model)), FOUND_LIMIT)

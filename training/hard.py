@@ -9,7 +9,7 @@ from typing import Any
 
 from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
-from training.command import file_to_write, measuring_parser, model_folder, one_line_faults
+from training.command import coco_model, file_to_write, measuring_parser, model_folder, one_line_faults
 from training.data import read_annotations, set_of
 from training.files import DataError, write_whole
 from training.sheet import found_people
@@ -34,9 +34,11 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, required=True, help="a COCO keypoint file beside its pictures")
     parser.add_argument("--out", type=file_to_write, required=True, help="the new set, beside the same pictures")
     arguments = parser.parse_args()
+    if arguments.out.resolve() == arguments.annotations.resolve():
+        parser.error("--out is the file that is read")
     take_one_thread_each()
     with one_line_faults():
-        model = PoseModel.load(model_folder(arguments.store, arguments.model))
+        model = coco_model(model_folder(arguments.store, arguments.model))
         hard = hard_people(model, arguments.annotations)
         write_whole(arguments.out, json.dumps(hard))
     print(f"{len(hard['annotations'])} people in {arguments.out}")

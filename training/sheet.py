@@ -15,7 +15,7 @@ import numpy.typing as npt
 from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
 from app.vision import drawing
-from training.command import file_to_write, measuring_parser, model_folder, one_line_faults
+from training.command import coco_model, file_to_write, measuring_parser, model_folder, one_line_faults
 from training.data import read_pictures
 from training.estimators import cut
 from training.evaluate import labelled_people
@@ -108,7 +108,7 @@ def main() -> None:
     arguments = parser.parse_args()
     take_one_thread_each()
     with one_line_faults():
-        model = PoseModel.load(model_folder(arguments.store, arguments.model))
+        model = coco_model(model_folder(arguments.store, arguments.model))
         write_whole(arguments.out, sheet(people_of(model, arguments.annotations, arguments.images)))
 
 

@@ -15,16 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from app.inference.pose import PoseModel
 from training.augment import Augmentation, Changes, augmented_batch, changed_crops, drawn_changes
-from training.command import one_line_faults
+from training.command import coco_model, one_line_faults
 from training.config import Config, Stage
-from training.data import People, cached_people
+from training.data import People, cached_people, read_annotations
 from training.decoders import OURS
 from training.device import changed_crops as crops_on_device
 from training.device import resident
 from training.files import DataError, write_whole
-from training.keypoints import NAMES
 from training.loss import heatmap_loss, target_heatmaps, trust_in
 from training.lpn import HEATMAP_STRIDE, LPN
 from training.oks import joint_similarities
@@ -63,18 +61,16 @@ class Run:
 def teacher_of(run: Run, stage: Stage) -> Teacher:
     """From crops [N, H, W, 3] to the teacher's heatmaps with flip test, [N, 17, H/4, W/4]; [N, 0, 0, 0] without a teacher.
 
-    Raises ModelError, and DataError where it is of crops, heatmaps or joints that are not the stage's.
+    Raises ModelError, and DataError where it is of crops or heatmaps that are not the stage's.
     """
     if run.config.distillation is None:
         return lambda crops: np.zeros((len(crops), 0, 0, 0), np.float32)
-    model = PoseModel.load(run.config.distillation.model)
+    model = coco_model(run.config.distillation.model)
     told, height, width = model.description, stage.height, stage.height * 3 // 4
     wanted = height, width, height // HEATMAP_STRIDE, width // HEATMAP_STRIDE
     if (told.input.height, told.input.width, told.heatmap.height, told.heatmap.width) != wanted:
         crops = f"crops {told.input.height} high and {told.input.width} wide"
         raise DataError(f"{told.id} takes {crops}, and a stage has {height} and {width}: it cannot teach it")
-    if told.keypoints.names != tuple(NAMES):
-        raise DataError(f"{told.id} knows other joints: it cannot teach them")
     return lambda crops: model.averaged(model.heatmaps(crops), model.heatmaps(crops[:, :, ::-1]))
 
 
@@ -185,6 +181,9 @@ def train(run: Run, start: Path | None) -> bool:
     """
     for stage in run.config.stages:  # now, not hours later when its turn comes
         teacher_of(run, stage)
+    for name in dict.fromkeys(name for stage in run.config.stages for name in stage.sets or run.config.sets):
+        read_annotations(run.data / "train" / f"{name}.json")
+    read_annotations(run.data / "dev" / "coco.json")
     torch.manual_seed(run.config.seed)
     depth, attention = run.config.depth, run.config.attention
 
@@ -243,14 +242,14 @@ def main() -> None:
     )
     parser.add_argument("--compile", action="store_true", help="compile the loss with torch.compile")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    device = arguments.device
     prepare_training(device)
     with one_line_faults():
         run = Run(
             config=Config.read(arguments.config),
             data=arguments.data,
             cache=arguments.cache,
-            place=place_of(arguments.run, arguments.minutes),
+            place=place_of(arguments.run, arguments.minutes, arguments.start),
             device=device,
             on_device=arguments.resident or device.type == "cuda",
             compiled=arguments.compile,

@@ -62,7 +62,7 @@ class Plan(Generic[Batch]):
 
     steps: int
     batch: int  # pictures in one
-    warm_up: int  # steps
+    warm_up: int  # steps, half of the stage's at most
     peak: float  # of the learning rate; a group of the optimizer with a `share` gets that part of it
     kept: float  # of the averaged weights, a step
     batches: Iterator[Batch]
@@ -166,7 +166,7 @@ class Trainer(Generic[Network, Batch]):
 
 def _step(state: State[Network], plan: Plan[Batch]) -> dict[str, Tensor]:
     """One step of the optimizer; gives the losses."""
-    rate = learning_rate(plan.peak, plan.warm_up, state.step, plan.steps)
+    rate = learning_rate(plan.peak, min(plan.warm_up, plan.steps // 2), state.step, plan.steps)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group.get("share", 1.0)
     losses = plan.losses(next(plan.batches))
@@ -187,6 +187,22 @@ def _check_numbers(state: State[Network], place: Place) -> None:
         )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The argument that says on what to compute."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=_usable_device, default=device, help="cpu or cuda")
+
+
+def _usable_device(text: str) -> torch.device:
+    """A command line's device that PyTorch has here. Raises argparse.ArgumentTypeError."""
+    try:
+        device = torch.device(text)
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is no device that PyTorch has here; cpu is") from error
+    return device
+
+
 def training_parser(program: str, description: str, cache: str) -> argparse.ArgumentParser:
     """A parser of the arguments that every training takes; `cache` is where it keeps what it has decoded."""
     parser = argparse.ArgumentParser(prog=program, description=description)
@@ -195,22 +211,27 @@ def training_parser(program: str, description: str, cache: str) -> argparse.Argu
     parser.add_argument("--cache", type=Path, default=Path(cache), help="where decoded pictures are kept")
     parser.add_argument("--start", type=Path, help="weights.pth of a run or of the store to start from, instead of scratch")
     parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add_device(parser)
     return parser
 
 
-def place_of(folder: Path, minutes: float | None) -> Place:
-    """A run in a folder that stops after so many minutes, on SIGTERM or on Ctrl-C; at the second one at once."""
+def place_of(folder: Path, minutes: float | None, start: Path | None = None) -> Place:
+    """A run in a folder that stops after so many minutes, on SIGTERM or on Ctrl-C; at the second one at once. One that has
+    begun does not begin from `start` again, which the log tells."""
     stopped = threading.Event()
 
     def stop(*_: object) -> None:
         if stopped.is_set():
             sys.exit(1)
         stopped.set()
+        log.info("stopping after this step, with a checkpoint; once more stops at once, without")
 
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, stop)
-    return Place(folder, float("inf") if minutes is None else time.monotonic() + 60 * minutes, stopped)
+    place = Place(folder, float("inf") if minutes is None else time.monotonic() + 60 * minutes, stopped)
+    if start is not None and place.checkpoint.exists():
+        log.warning("--start %s is passed over: the run has begun, and goes on from %s", start, place.checkpoint)
+    return place
 
 
 def prepare_training(device: torch.device) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from training.files import DataError, write_whole
 from training.lpn import LPN, Depth, depth_of
 
-_UNREADABLE = (ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, pickle.UnpicklingError)
+_UNREADABLE = (ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError)
 
 
 def read_content(file: Path) -> Any:
@@ -21,6 +21,8 @@ def read_content(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"it cannot be read ({error.strerror})") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError("PyTorch finds no weights in it, or other things than tensors beside them") from error
     except _UNREADABLE as error:
         raise ValueError("PyTorch finds no weights in it") from error
 

@@ -397,7 +397,8 @@ class Server(uvicorn.Server):
         with suppress(OSError):  # no more of them, or no descriptor left
             while True:
                 waiting.append(listener.accept()[0])
-        listener.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # to macOS a listener is not connected; it is closed soon
+            listener.shutdown(socket.SHUT_RDWR)
         for connection in waiting:
             connection.setblocking(False)
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)

@@ -4,6 +4,7 @@ import json
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 from training.data import read_annotations, read_pictures
@@ -54,6 +55,8 @@ def test_how_many_joints_are_labelled_is_counted(tmp_path):
         ("keypoint_weights", [1.5] * 17, "keypoint_weights that are not between 0 and 1"),
         ("area", -5, "area -5, which is no number of 0 or more"),
         ("area", 0, "annotation 0 has keypoints and no area over 0"),
+        ("iscrowd", None, "iscrowd None, which is neither 0 nor 1"),
+        ("iscrowd", "0", "iscrowd '0', which is neither 0 nor 1"),
         ("id", "seven", "'seven' has an id that is no whole number"),
         ("keypoints", [1e39, 1.0, 2.0] * 17, "keypoints beyond 1,000,000 pixels"),
         ("bbox", [10**400, 1, 2, 3], "too large"),
@@ -83,6 +86,33 @@ def test_a_file_without_a_category_of_people_is_refused(tmp_path):
     file = with_categories(coco(tmp_path, 1, 1), [{"id": 1, "name": "car"}, {"id": 2, "name": "Person"}])
     with pytest.raises(DataError, match="none of its categories is called person: car, Person"):
         read_annotations(file)
+
+
+def test_people_are_those_of_the_category_with_keypoints(tmp_path):
+    file = coco(tmp_path, 1, 1, category_id=7)
+    people = [{"id": number, "name": "person", "keypoints": joints} for number, joints in ((2, []), (7, NAMES))]
+    assert len(read_annotations(with_categories(file, people))["annotations"]) == 1
+    with pytest.raises(DataError, match="no annotation is of its category person, 2; they are of 7"):
+        read_annotations(with_categories(file, people[:1]))
+
+
+def test_people_without_an_area_get_one_as_cocos_masks_have(tmp_path, caplog):
+    file = coco(tmp_path, 1, 1)
+    file.write_text(file.read_text().replace('"area": 64, ', ""))
+    assert read_annotations(file)["annotations"][0]["area"] == pytest.approx(0.52 * 64)
+    assert caplog.messages == ["1 people have no area: 0.52 of their box is taken, as COCO's masks have in the median"]
+
+
+def test_pictures_that_are_stored_turned_are_told_once(tmp_path, caplog):
+    file = coco(tmp_path, 3, 1)
+    list(read_pictures(file))
+    assert not caplog.messages
+    turn = PIL.Image.Exif()
+    turn[0x0112] = 3
+    for number in (1, 2):
+        PIL.Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png", exif=turn)
+    list(read_pictures(file))
+    assert [told.split(".")[0] for told in caplog.messages] == ["1"]
 
 
 def test_people_without_keypoints_may_have_null_for_them(tmp_path):

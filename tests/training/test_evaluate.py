@@ -352,6 +352,28 @@ def test_options_that_would_mix_up_figures_are_refused(monkeypatch, capsys, opti
     assert "error: --" in capsys.readouterr().err
 
 
+def test_a_model_of_other_joints_is_not_measured_as_cocos(coco_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(STORED, tmp_path / "lpn50/1")
+    toml = folder / "model.toml"
+    toml.write_text(toml.read_text().replace('"left_eye", "right_eye"', '"right_eye", "left_eye"'))
+    command = ["evaluate", "--annotations", str(coco_folder / "people.json"), "--images", str(coco_folder / "images")]
+    monkeypatch.setattr("sys.argv", [*command, "--store", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^lpn50/1 knows other joints than COCO's 17"):
+        evaluate.main()
+
+
+def test_ctrl_c_ends_a_measurement_without_a_word(coco_folder, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "evaluate_set", interrupted)
+    command = ["evaluate", "--annotations", str(coco_folder / "people.json"), "--images", str(coco_folder / "images")]
+    monkeypatch.setattr("sys.argv", [*command, "--store", str(STORED.parents[1])])
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main()
+    assert ended.value.code == 130
+
+
 @pytest.mark.parametrize("threads", ["0", "-1", "two"])
 def test_a_number_of_threads_that_is_none_is_refused(monkeypatch, capsys, threads):
     monkeypatch.setattr("sys.argv", ["evaluate", f"--threads={threads}"])
@@ -380,7 +402,7 @@ def test_a_service_that_is_not_there_is_told_in_one_line(coco_folder, monkeypatc
         (lambda folder: (folder / "people.json").write_text('{"images": [], "annotations": []}'), "people.json holds nobody"),
         (lambda folder: _without(folder, "images", "width"), "people.json: an image or annotation has no 'width'"),
         (lambda folder: _without(folder, "annotations", "image_id"), "people.json: an image or annotation has no 'image_id'"),
-        (lambda folder: _without(folder, "annotations", "area"), "people.json: annotation 1 has keypoints and no area"),
+        (lambda folder: _with(folder, "annotations", area=0), "people.json: annotation 1 has keypoints and no area over 0"),
         (
             lambda folder: _with(folder, "annotations", keypoints=[1] * 63),
             "annotation 1 has a keypoints that is not 51 numbers",
@@ -388,7 +410,7 @@ def test_a_service_that_is_not_there_is_told_in_one_line(coco_folder, monkeypatc
         (lambda folder: _with(folder, "annotations", bbox=[1, 2, 3]), "annotation 1 has a bbox that is not 4 numbers"),
         (lambda folder: _with(folder, "images", width=300), "1.png has 384 × 384 pixels before any turn"),
         (lambda folder: (folder / "boxes.json").write_text('[{"image_id": 1}]'), "boxes.json is no list of detections"),
-        (lambda folder: (folder / "boxes.json").write_text("[]"), "no box in any picture of people.json"),
+        (lambda folder: (folder / "boxes.json").write_text("[]"), "boxes.json has no detections of category 1, people in"),
         (lambda folder: (folder / "boxes.json").write_text("{"), "boxes.json is no list of detections"),
         (lambda folder: _detect(folder, bbox=[1, 2, "wide", 4]), "boxes.json is no list of detections"),
         (

@@ -25,6 +25,7 @@ from training.estimators import decoder_of, local_estimator
 from training.export import _check, export, graph_of
 from training.export import main as export_main
 from training.import_reference import main as import_reference
+from training.import_reference import weights_in
 from training.keypoints import MIRROR
 from training.lpn import LPN
 from training.pixels import normalised
@@ -209,13 +210,31 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, capsys, monkeypa
     else:
         torch.save(made, file)
     said = _refusal(import_reference, file, tmp_path, capsys, monkeypatch)
-    assert said.startswith("strange.pth is not a checkpoint of the authors: ")
+    assert said.startswith("strange.pth is no checkpoint of COCO's 17 joints by the authors: ")
     assert why in said
+
+
+@pytest.mark.parametrize("key", ["state_dict", "best_state_dict"])
+def test_the_weights_of_a_training_with_the_authors_code_are_found(key):
+    weights = LPN(50).state_dict()
+    counted = {f"module.{name}": values for name, values in weights.items()} | {"module.total_ops": torch.zeros(1)}
+    found = weights_in({"epoch": 3, "optimizer": {}, key: counted})
+    assert found.keys() == weights.keys()
+    assert found["final_layer.bias"] is weights["final_layer.bias"]
+
+
+def test_a_network_that_finds_nothing_is_exported_with_a_word(tmp_path, caplog):
+    torch.manual_seed(0)
+    export(LPN(50).state_dict(), tmp_path, "x", "1", OURS, height=128)
+    assert [told for told in caplog.messages if "is it trained, for crops 128 high?" in told]
 
 
 def test_a_checkpoint_that_is_not_there_is_said_to_be_unreadable(tmp_path, capsys, monkeypatch):
     said = _refusal(import_reference, tmp_path / "absent.pth", tmp_path, capsys, monkeypatch)
-    assert said == "absent.pth is not a checkpoint of the authors: it cannot be read (No such file or directory)\n"
+    assert (
+        said
+        == "absent.pth is no checkpoint of COCO's 17 joints by the authors: it cannot be read (No such file or directory)\n"
+    )
 
 
 def _refusal(command, file, store, capsys, monkeypatch):

@@ -62,6 +62,14 @@ def test_a_set_of_people_whom_the_model_finds_well_is_told_so(people, tmp_path, 
     assert not (tmp_path / "out.json").exists()
 
 
+def test_a_set_is_not_written_over_the_one_that_is_read(people, monkeypatch, capsys):
+    before = people.read_bytes()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, people, people)
+    assert "--out is the file that is read" in capsys.readouterr().err
+    assert people.read_bytes() == before
+
+
 def test_a_set_that_could_not_be_written_is_told_before_the_work(people, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(monkeypatch, people, tmp_path / "nowhere/people_hard.json")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.inference.model_store import ModelError
 from app.vision import heatmap
 from training import trainer
 from training.augment import Augmentation, augmented_batch
@@ -275,7 +276,7 @@ def test_a_teacher_is_asked_with_flip_test_and_about_crops_of_its_own_height(dat
         teacher_of(run, other)
     toml = folder / "model.toml"
     toml.write_text(toml.read_text().replace('"left_eye", "right_eye"', '"right_eye", "left_eye"'))
-    with pytest.raises(DataError, match="teacher/1 knows other joints"):
+    with pytest.raises(ModelError, match="teacher/1 knows other joints"):
         teacher_of(run, config.stages[0])
     told = _ended(data, tmp_path, monkeypatch, config=text)  # before it begins
     assert "teacher/1 knows other joints" in told
@@ -322,6 +323,34 @@ def _ended(data, tmp_path, monkeypatch, *more, config=CONFIG):
     with pytest.raises(SystemExit) as ended:
         _run(data, tmp_path, monkeypatch, "run", *more, config=config)
     return ended.value.code
+
+
+def test_a_set_of_a_later_stage_is_missed_before_the_first_begins(data, tmp_path, monkeypatch):
+    said = _ended(data, tmp_path, monkeypatch, config=CONFIG + "sets = {absent = 1.0}\n")
+    assert "train/absent.json cannot be read: No such file or directory" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_a_run_no_longer_starts_from_are_told(data, tmp_path, monkeypatch, caplog):
+    start = ("--start", str(Path(__file__).parents[2] / "model_store/lpn50/1/weights.pth"))
+    for _ in range(2):
+        assert not [told for told in caplog.messages if "is passed over" in told]
+        _run(data, tmp_path, monkeypatch, "run", "--minutes", "0", *start)
+    assert [told for told in caplog.messages if told.startswith("--start") and "is passed over: the run has begun" in told]
+
+
+def test_a_short_stage_is_warmed_up_for_half_of_it(data, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(trainer, "learning_rate", lambda *told: asked.append(told) or 1e-3)
+    _run(data, tmp_path, monkeypatch, "run", config=CONFIG.replace("warm_up = 2", "warm_up = 200"))
+    assert [warm_up for _, warm_up, _, of in asked if of == 4] == [2] * 4
+
+
+def test_a_device_that_is_not_here_is_told(data, tmp_path, monkeypatch, capsys):
+    for device in ("foo", "cuda:99"):
+        with pytest.raises(SystemExit):
+            _run(data, tmp_path, monkeypatch, "run", "--device", device)
+        assert f"argument --device: {device} is no device that PyTorch has here" in capsys.readouterr().err
 
 
 def test_weights_to_start_from_that_are_none_are_named(data, tmp_path, monkeypatch):

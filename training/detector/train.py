@@ -57,8 +57,8 @@ class Config(FromToml):
     channels: int  # of the pyramid and the heads
     sets: Shares  # by folder and name of a set
     dev: str
-    side: int  # at which photos are cached, and at 1 of a stage's scale shown
-    stages: list[Stage]
+    side: int = Field(gt=0, multiple_of=32)  # at which photos are cached, and at 1 of a stage's scale shown
+    stages: list[Stage] = Field(min_length=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +173,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: log, checkpoint, weights")
     parser.add_argument("--imagenet", type=Path, help="efficientnet-lite0-57934424.pth, where a new run's backbone starts")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    device = arguments.device
     prepare_training(device)
     with one_line_faults():
-        place = place_of(arguments.run, arguments.minutes)
+        place = place_of(arguments.run, arguments.minutes, arguments.start)
         run = Run(Config.read(arguments.config), arguments.data, arguments.cache, place, device)
         if not train(run, arguments.imagenet, arguments.start):
             raise SystemExit(STOPPED)

@@ -25,6 +25,7 @@ from training.data import in_order
 from training.files import make_folder, whole_file
 from training.keypoints import NAMES, SKELETON
 from training.synthetic.studio import Studio
+from training.trainer import add_device
 
 _SIDES = (256, 448)  # of pictures, in pixels
 _GROUP = 16  # pictures that are drawn together
@@ -96,11 +97,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for rendered.json and rendered-0.zip")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hdm05", action="store_true", help="poses_hdm05.npz too, whose licence is CC BY-SA 3.0")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add_device(parser)
     arguments = parser.parse_args()
     if arguments.count < 1 or arguments.seed < 0:
         parser.error("--count must be at least 1 and --seed at least 0")
-    device = torch.device(arguments.device)
+    device = arguments.device
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     threads = usable_cores() if device.type == "cpu" else 2

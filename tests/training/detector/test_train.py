@@ -61,7 +61,9 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(data, tmp_path,
 
 
 def test_a_run_that_is_told_to_stop_keeps_what_it_has(data, tmp_path):
-    (tmp_path / "config.toml").write_text(CONFIG.replace("warm_up = 1", "warm_up = 2"))
+    (tmp_path / "config.toml").write_text(
+        CONFIG.replace("warm_up = 1", "warm_up = 2").replace("pictures = 4", "pictures = 8")
+    )
     stopped = threading.Event()
     stopped.set()
     place = Place(tmp_path / "run", stopped=stopped)
