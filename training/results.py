@@ -32,8 +32,11 @@ def read_results(file: Path, ground_truth: dict[str, Any]) -> list[dict[str, Any
     try:
         content = json.loads(file.read_bytes())
         if isinstance(content, dict):
-            numbers = {image["file_name"]: image["id"] for image in ground_truth["images"]}
-            people, pictures = content["annotations"], {each["id"]: numbers[each["file_name"]] for each in content["images"]}
+            labelled = {image["file_name"]: image for image in ground_truth["images"]}
+            for image in content["images"]:
+                _check_size(image, labelled[image["file_name"]])
+            people = content["annotations"]
+            pictures = {image["id"]: labelled[image["file_name"]]["id"] for image in content["images"]}
         else:
             people, pictures = content, {image["id"]: image["id"] for image in ground_truth["images"]}
         results = [{"image_id": pictures[person["image_id"]], **_joints_and_score(person)} for person in people]
@@ -44,6 +47,17 @@ def read_results(file: Path, ground_truth: dict[str, Any]) -> list[dict[str, Any
     if not results:
         raise DataError(f"{file} holds nobody")
     return results
+
+
+def _check_size(found: dict[str, Any], labelled: dict[str, Any]) -> None:
+    """Raise ValueError where somebody was found in pixels of another picture than the labels', the turned one perhaps."""
+    sizes = [(image.get("width"), image.get("height")) for image in (found, labelled)]
+    if None not in sizes[0] and sizes[0] != sizes[1]:
+        told = " and ".join(f"{width} × {height}" for width, height in sizes)
+        raise ValueError(
+            f"{labelled['file_name']} has {told} pixels here and in the annotations; people are found in the upright "
+            "picture, so save pictures turned, without EXIF, before they are labelled"
+        )
 
 
 def _joints_and_score(person: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,18 @@ def test_pictures_of_a_data_set_go_by_their_names(monkeypatch, capsys, found, tm
     assert "| 0.831 [" in _measured(monkeypatch, capsys, file)
 
 
+def test_people_found_in_a_picture_of_another_size_than_the_labels_are_refused(found, tmp_path):
+    truth = json.loads(ANNOTATIONS.read_text())
+    for image in truth["images"]:
+        image["width"], image["height"] = image["height"], image["width"] + 1
+    file = tmp_path / "people.json"
+    file.write_text(json.dumps({"images": truth["images"], "annotations": found}))
+    with pytest.raises(
+        DataError, match=r"people.json .* pixels here and in the annotations; people are found in the upright"
+    ):
+        results.read_results(file, json.loads(ANNOTATIONS.read_text()))
+
+
 def test_expected_errors_are_compared_with_those_of_the_people_that_were_found(monkeypatch, capsys, found, tmp_path):
     """Each labelled person is found once in the labelled box, with joints a tenth of the padded box's height too low."""
     people, joints = [], 0
