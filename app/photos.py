@@ -53,12 +53,14 @@ class PhotoFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A photo to look at: its file, what it is called, its id, and its people's boxes if they are known."""
+    """A photo to look at: its file, what it is called, its id, and its people's boxes if they are known, with the width and
+    height of the picture that they lie in if those are told."""
 
     file: Path
     name: str
     id: int
-    boxes: list[list[float]] | None
+    boxes: list[list[float]] | None = None
+    size: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def photos_of(paths: Sequence[Path], boxes: Path | None) -> list[Photo]:
             if files.setdefault(name, file) != file:
                 raise click.UsageError(f"{files[name]} and {file} are both called {name}; name the folder that holds both.")
     if boxes is None:
-        return [Photo(file, name, number, None) for number, (name, file) in enumerate(files.items())]
+        return [Photo(file, name, number) for number, (name, file) in enumerate(files.items())]
     known = _known_boxes(boxes)
     strangers = [name for name in files if name not in known]
     if strangers:
@@ -106,11 +108,12 @@ def _files_of(path: Path) -> list[tuple[Path, str]]:
     return [(file, file.relative_to(path).as_posix()) for file in files]
 
 
-def _known_boxes(file: Path) -> dict[str, tuple[int, list[list[float]]]]:
-    """File name → id and boxes of each image of a COCO data set, but for those of crowds and of other things than people."""
+def _known_boxes(file: Path) -> dict[str, tuple[int, list[list[float]], tuple[float, float] | None]]:
+    """File name → id, boxes and size of each image of a COCO data set; no boxes of crowds and of other things than people."""
     try:
         data = orjson.loads(file.read_bytes())
         names = {each["id"]: each["file_name"] for each in data["images"]}
+        sizes = {each["id"]: (each["width"], each["height"]) for each in data["images"] if {"width", "height"} <= each.keys()}
         people = {each["id"] for each in data.get("categories", ()) if each["name"] == "person"}
         boxes: dict[int, list[list[float]]] = {id_: [] for id_ in names}
         for number, each in enumerate(data["annotations"]):
@@ -120,7 +123,7 @@ def _known_boxes(file: Path) -> dict[str, tuple[int, list[list[float]]]]:
             if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
                 raise click.UsageError(f"{file}: annotations.{number}.bbox is {box}; a box is x, y, width, height.")
             boxes[each["image_id"]].append(box)
-        known = {name: (id_, boxes[id_]) for id_, name in names.items()}
+        known = {name: (id_, boxes[id_], sizes.get(id_)) for id_, name in names.items()}
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         wish = "a COCO data set: images with id and file_name, annotations with image_id and bbox"
         raise click.UsageError(f"{file} is not {wish} ({type(error).__name__}: {error}).") from error
@@ -207,6 +210,7 @@ async def _answer(photo: Photo, task: Task, client: AsyncPoseClient) -> bytes:
         identity = _identity(photo.file)
         data = await asyncio.to_thread(_content, photo, task.max_bytes)
         pose = await _asked(photo, data, task, client)
+        _check_size(photo, pose)
         if task.draw is not None:
             drawn = await asyncio.to_thread(_drawn, photo, data, pose, task.max_pixels)
     except (OSError, image.ImageTooLarge) as error:
@@ -235,6 +239,16 @@ async def _asked(photo: Photo, data: bytes, task: Task, client: AsyncPoseClient)
             else:
                 raise
     raise AssertionError
+
+
+def _check_size(photo: Photo, pose: Pose) -> None:
+    """Raise PhotoFault where the boxes lie in a picture of another size, such as the one that EXIF does not turn."""
+    shown = pose.coco["images"][0]
+    if photo.size not in (None, (shown["width"], shown["height"])):
+        width, height = photo.size
+        raise PhotoFault(
+            f"its boxes are of {width} × {height} pixels, and upright it has {shown['width']} × {shown['height']}"
+        )
 
 
 def _content(photo: Photo, most: int) -> bytes:

@@ -144,6 +144,16 @@ def test_predict_with_boxes_keeps_the_ids(lpn, server, photos, boxes, tmp_path):
     assert all(0 < score < 1.2 and score != 2 for person in scores for score in person)
 
 
+def test_predict_wants_boxes_of_the_upright_photo(lpn, server, photos, boxes):
+    content = json.loads(boxes.read_text())
+    content["images"][0] |= {"width": 854, "height": 1280}
+    boxes.write_text(json.dumps(content))
+    code, out, err = lpn("predict", photos, "--boxes", boxes, *server)
+    assert code == 1
+    assert "outdoors_cc0.jpg: its boxes are of 854 × 1280 pixels, and upright it has 1280 × 845" in " ".join(err.split())
+    assert len(json.loads(out)["images"]) == 1
+
+
 def test_predict_has_the_options_of_a_request(lpn, server, photos):
     code, out, _ = lpn("predict", photos, "--max-people", 1, "--keypoint-threshold", 1, "--flip-test", *server)
     people = json.loads(out)["annotations"]
