@@ -36,6 +36,16 @@ def file_to_write(text: str) -> Path:
     return file
 
 
+def new_set_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a command that writes people of one set as another, which does not take the first one's place."""
+    parser.add_argument("--annotations", type=Path, required=True, help="a COCO keypoint file beside its pictures")
+    parser.add_argument("--out", type=file_to_write, required=True, help="the new set, beside the same pictures")
+    arguments = parser.parse_args()
+    if arguments.out.resolve() == arguments.annotations.resolve():
+        parser.error("--out is the file that is read")
+    return arguments
+
+
 def model_folder(store: Path, wanted: str) -> Path:
     """The folder of a model by name (its newest version) or name/version. Raises SystemExit."""
     for folder in reversed(stored_models(store)):

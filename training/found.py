@@ -12,7 +12,7 @@ import torch
 from app.inference.detector import Detector
 from app.inference.model_store import load_model
 from app.inference.session import take_one_thread_each
-from training.command import file_to_write, measuring_parser, model_folder, one_line_faults
+from training.command import measuring_parser, model_folder, new_set_arguments, one_line_faults
 from training.data import read_annotations, read_pictures, set_of
 from training.detector.evaluate import FOUND_LIMIT, detections, posed
 from training.detector.loss import pairwise_iou
@@ -57,11 +57,7 @@ def main() -> None:
     parser = measuring_parser(
         "python -m training.found", "Write a set of people in the boxes that a detector finds.", "person-det"
     )
-    parser.add_argument("--annotations", type=Path, required=True, help="a COCO keypoint file beside its pictures")
-    parser.add_argument("--out", type=file_to_write, required=True, help="the new set, beside the same pictures")
-    arguments = parser.parse_args()
-    if arguments.out.resolve() == arguments.annotations.resolve():
-        parser.error("--out is the file that is read")
+    arguments = new_set_arguments(parser)
     take_one_thread_each()
     with one_line_faults():
         detector = Detector.opened(load_model(model_folder(arguments.store, arguments.model)), FOUND_LIMIT)

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.inference.pose import PoseModel
 from app.inference.session import take_one_thread_each
-from training.command import coco_model, file_to_write, measuring_parser, model_folder, one_line_faults
+from training.command import coco_model, measuring_parser, model_folder, new_set_arguments, one_line_faults
 from training.data import read_annotations, set_of
 from training.files import DataError, write_whole
 from training.sheet import found_people
@@ -31,11 +31,7 @@ def hard_people(model: PoseModel, annotation_file: Path) -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     parser = measuring_parser("python -m training.hard", "Write a set of the people whom a model finds badly.", "lpn50")
-    parser.add_argument("--annotations", type=Path, required=True, help="a COCO keypoint file beside its pictures")
-    parser.add_argument("--out", type=file_to_write, required=True, help="the new set, beside the same pictures")
-    arguments = parser.parse_args()
-    if arguments.out.resolve() == arguments.annotations.resolve():
-        parser.error("--out is the file that is read")
+    arguments = new_set_arguments(parser)
     take_one_thread_each()
     with one_line_faults():
         model = coco_model(model_folder(arguments.store, arguments.model))
