@@ -89,7 +89,9 @@ class RequestContext:
                 headers["X-Request-ID"] = request_id
                 if self._pipeline.draining:
                     headers["Connection"] = "close"
-                headers["Server-Timing"] = _server_timing({**seconds, "total": time.perf_counter() - started})
+                answered = seconds and state["status"] == 200  # every stage is told, one that had nothing to do with 0
+                stages = dict.fromkeys(STAGES, 0.0) | seconds if answered else seconds
+                headers["Server-Timing"] = _server_timing({**stages, "total": time.perf_counter() - started})
             await send(message)
 
         in_flight = scope["type"] == "http"  # a stream stays open

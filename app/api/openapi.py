@@ -34,7 +34,7 @@ _HEADERS = {
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
     },
     "Server-Timing": {
-        "description": "Milliseconds of each stage: total;dur=… and, of an answered pose request, those before it.",
+        "description": "Milliseconds of each stage: total;dur=… and, of an answered pose request, all those before it.",
         "schema": {"type": "string"},
     },
 }

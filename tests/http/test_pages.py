@@ -350,8 +350,9 @@ def test_every_answer_has_a_request_id_and_tells_its_times(client, t_pose):
 def test_an_answer_tells_the_seconds_of_every_stage(client, t_pose):
     answer = ask(client, t_pose)
     times = dict(re.fullmatch(r"(\w+);dur=([\d.]+)", part).groups() for part in answer.headers["server-timing"].split(", "))
-    assert list(times) == ["read", "decode", "crop", "queue", "infer", "keypoints", "encode", "total"]
+    assert list(times) == ["read", "decode", "detect", "crop", "queue", "infer", "keypoints", "encode", "total"]
     assert float(times["infer"]) > 1
+    assert float(times["detect"]) == 0, "the boxes were given"
     assert float(times["total"]) < answer.elapsed.total_seconds() * 1000
 
 
