@@ -82,9 +82,10 @@ def _annotations(found: People, threshold: float) -> Iterator[dict[str, Any]]:
     scores = np.round(found.keypoints[..., 2], SCORE_DECIMALS)
     seen = visible(found.keypoints, threshold)
     keypoints = np.concatenate([np.round(found.keypoints[..., :2], 2), 2.0 * seen[..., None]], axis=2)
+    boxes = np.round(found.boxes, 2) + 0.0  # and no -0.0
     columns = (
-        np.round(found.boxes, 2).tolist(),
-        np.round(found.boxes[:, 2] * found.boxes[:, 3], 2).tolist(),
+        boxes.tolist(),
+        np.round(boxes[:, 2] * boxes[:, 3], 2).tolist(),  # of the box as it is told
         seen.sum(axis=1).tolist(),
         [person.ravel().tolist() for person in keypoints],
         scores.tolist(),
