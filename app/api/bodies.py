@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ _OPTIONS = (*Options.model_fields, "boxes")
 _STREAM_OPTIONS = tuple(name for name in Options.model_fields if name != "format")
 _FORM_FIELDS = 32  # beside a field for each box
 _BLANKS = re.compile(rb"[ \t]{101}")  # behind a boundary, where a parser passes over them one by one
+_EXTENDED_NAME = re.compile(rb"(?i);\s*filename\*\s*=\s*utf-8'[^']*'([^;\s]+)")
 _FIELD_BYTES = 2**20  # of a form's field: 1,600 boxes of long numbers are a tenth of it
 _JSON_TOKENS = 200_000  # brackets and commas; 1,600 boxes are 8,000, and a small body of more makes objects without number
 _NAME_BYTES = 255  # of a file, in the file systems that people have
@@ -75,8 +77,8 @@ class PoseRequest:
 
 async def read_pose_request(request: Request, settings: Settings) -> PoseRequest:
     """Read and check a request. Raises Problem."""
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding != "identity":
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
         raise Problem(
             "unsupported_media_type", f"Content-Encoding is {coding[:80]}; bodies are taken as they are, uncompressed."
         )
@@ -147,7 +149,8 @@ async def _from_form(request: Request, query: dict[str, str], settings: Settings
 class _FormParser(MultiPartParser):
     """Starlette's parser with an eye for the closing boundary, for which a picture needs no file name.
 
-    Its own takes a form that breaks off for a whole one, and a part without a file name for a field.
+    Its own takes a form that breaks off for a whole one, a part without a file name for a field, and passes over filename*=,
+    which no form should hold, but .NET's have for names beyond ASCII, besides one that is no name.
     """
 
     ended = False
@@ -155,7 +158,10 @@ class _FormParser(MultiPartParser):
     def on_headers_finished(self) -> None:
         disposition = self._current_part.content_disposition or b""
         _, of_part = parse_options_header(disposition)
-        if of_part.get(b"name") == b"image" and b"filename" not in of_part:
+        if extended := _EXTENDED_NAME.search(disposition):
+            name = unquote_to_bytes(extended[1]).replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+            self._current_part.content_disposition = disposition + b'; filename="' + name + b'"'  # the last one counts
+        elif of_part.get(b"name") == b"image" and b"filename" not in of_part:
             self._current_part.content_disposition = disposition + b'; filename=""'
         super().on_headers_finished()
 
@@ -250,8 +256,11 @@ def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRe
         raise _of_errors([_told(found) for found in error.errors()]) from error
     _check_limits(parsed, settings)
     pictures = [_json_picture(number, picture, settings) for number, picture in enumerate(parsed.images)]
-    if len({picture.id for picture in pictures}) < len(pictures):
-        raise at("invalid_option", ("images",), "must have ids that differ")
+    ids = [picture.id for picture in pictures]
+    for number, id_ in enumerate(ids):
+        if id_ in ids[:number]:
+            told = f"is {id_}, as another picture's; a picture without an id has its place, 0, 1, 2 …"
+            raise at("invalid_option", ("images", number, "id"), told)
     return PoseRequest(pictures, Options(**parsed.model_dump(exclude={"images"}) | in_query.model_dump(exclude_unset=True)))
 
 

@@ -97,6 +97,17 @@ def test_a_picture_of_a_form_needs_no_file_name(client, t_pose, plain, name):
     assert answer.json() == plain
 
 
+@pytest.mark.parametrize(
+    "name",
+    [b"; filename=\"=?utf-8?B?w6QiLmpwZw==?=\"; filename*=utf-8''%C3%A4%22.jpg", b"; FILENAME*=UTF-8'de'%C3%A4%22.jpg"],
+)
+def test_a_file_name_of_a_form_may_be_percent_encoded(client, t_pose, name):
+    form = b"--x\r\nContent-Disposition: form-data; name=image" + name + b"\r\n\r\n" + t_pose + b"\r\n--x--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = client.post("/v1/pose", params={"boxes": ""}, content=form, headers=kind)
+    assert answer.json()["images"][0]["file_name"] == 'ä".jpg'
+
+
 def test_boxes_of_a_form_may_be_repeated(client, t_pose):
     fields = [("image", ("a.jpg", t_pose)), *(("boxes", (None, T_POSE)) for _ in range(40))]
     assert len(client.post("/v1/pose", files=fields).json()["annotations"]) == 40
@@ -127,6 +138,12 @@ def test_boxes_that_are_repeated_have_the_room_of_one_field(client, t_pose):
     answer = client.post("/v1/pose", files={"image": t_pose}, data=form)
     assert (answer.status_code, answer.json()["type"]) == (400, "/problems/malformed_body")
     assert answer.json()["detail"] == "The fields boxes of the form have over 1,048,576 bytes together."
+
+
+def test_a_box_and_its_area_are_told_in_the_same_decimals(client, two_women):
+    (person,) = post_picture(client, two_women, boxes="-0.001,200.004,225.126,640.999").json()["annotations"]
+    assert json.dumps(person["bbox"]) == "[0.0, 200.0, 225.13, 641.0]"
+    assert person["area"] == pytest.approx(225.13 * 641, abs=0.005)
 
 
 def test_boxes_of_a_query_may_be_joined_repeated_or_json(client, two_women):
