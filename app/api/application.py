@@ -5,17 +5,17 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
+from typing import NoReturn
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 
 from app import __version__
 from app.api import health, models, pages, pose, stream
-from app.api.middleware import ApiKeys, BodyLimits, Problems, RequestContext, cors, note_problem
+from app.api.middleware import ApiKeys, BodyLimits, Problems, RequestContext, cors
 from app.api.openapi import document_of
-from app.api.problems import problem_of, render
 from app.inference.pipeline import Pipeline
 from app.inference.session import usable_memory
 from app.settings import Settings
@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def openapi() -> JSONResponse:
         return JSONResponse(document())
 
-    app.add_exception_handler(HTTPException, _answer)
+    app.add_exception_handler(HTTPException, _pass_on)
     # The last added is the outermost.
     app.add_middleware(BodyLimits, settings=settings)
     app.add_middleware(ApiKeys, keys=settings.api_keys)
@@ -71,14 +71,9 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _answer(request: Request, error: Exception) -> Response:
-    problem = problem_of(error)
-    note_problem(request.scope, problem)
-    response = render(problem, request.state.request_id)
-    allow = (getattr(error, "headers", None) or {}).get("Allow")  # of 405
-    if allow is not None:
-        response.headers["Allow"] = allow.replace("GET", "GET, HEAD")  # which is answered wherever GET is
-    return response
+async def _pass_on(_: Request, error: Exception) -> NoReturn:
+    """Leave it to Problems: FastAPI would answer in its own form."""
+    raise error
 
 
 def _log_failure(warming: asyncio.Task[None]) -> None:

@@ -138,7 +138,7 @@ class Problems:
             if problem.code == "internal_error":
                 log.exception("a request failed", extra={"request_id": request_id})
             if scope["state"]["status"] == 0:  # or its answer is begun, and only breaks off
-                note_problem(scope, problem)
+                scope["state"]["problem"] = problem.code  # for the log line and the metric
                 await render(problem, request_id)(scope, receive, send)
             let_go(error)
 
@@ -222,11 +222,6 @@ class BodyLimits:
 
     def _too_large(self, size: str) -> Problem:
         return Problem("body_too_large", f"The body has {size}; at most {self._most:,} bytes are taken.")
-
-
-def note_problem(scope: Scope, problem: Problem) -> None:
-    """Leave the problem's code for the log line and the metric of rejected requests."""
-    scope["state"]["problem"] = problem.code
 
 
 def let_go(error: BaseException | None) -> None:

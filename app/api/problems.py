@@ -53,13 +53,21 @@ class FieldError:
 
 class Problem(Exception):
     """A problem of the table. `detail` names the field, the limit and the value; `retry_after` are the seconds after which it
-    is worth asking again: one where it is and nothing else is said."""
+    is worth asking again: one where it is and nothing else is said; `allow` are the methods that a page takes."""
 
-    def __init__(self, code: str, detail: str, errors: Sequence[FieldError] = (), retry_after: int | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        errors: Sequence[FieldError] = (),
+        retry_after: int | None = None,
+        allow: str | None = None,
+    ) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
         self.errors = errors
+        self.allow = allow
         self.retry_after = retry_after or (1 if self.status in (429, 503) else None)
 
     @property
@@ -103,9 +111,9 @@ def problem_of(error: BaseException) -> Problem:
         case HTTPException(status_code=404):
             return Problem("not_found", "There is no page at this path; /docs tells which there are.")
         case HTTPException(status_code=405):
-            return Problem(
-                "method_not_allowed", "This page does not take this method; the header Allow names those that it takes."
-            )
+            allow = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")  # which is answered wherever GET is
+            told = "This page does not take this method; the header Allow names those that it takes."
+            return Problem("method_not_allowed", told, allow=allow)
         case _:
             return Problem("internal_error", "A defect of the service; its log holds the cause under the request id.")
 
@@ -148,6 +156,8 @@ def render(problem: Problem, request_id: str) -> Response:
     headers = {}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
+    if problem.allow is not None:
+        headers["Allow"] = problem.allow
     if problem.code == "request_timeout":
         headers["Connection"] = "close"  # what still comes of the body is forgotten
     if problem.code == "unauthorized":

@@ -7,6 +7,7 @@ import json
 import re
 import struct
 import zlib
+from pathlib import Path
 
 import httpx
 import pytest
@@ -646,6 +647,18 @@ def test_a_body_without_a_kind_is_an_unsupported_media_type(client, small):
 )
 def test_another_path_is_not_found(client, path):
     assert_problem(client.get(path), 404, "not_found")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts threads by /proc")
+def test_what_is_not_found_opens_no_threads(service, client):
+    """FastAPI runs a plain function that answers exceptions on one of forty threads."""
+
+    def threads() -> str:
+        return re.search(r"^Threads:\s+(\d+)$", Path(f"/proc/{service.process.pid}/status").read_text(), re.MULTILINE)[1]
+
+    before = threads()
+    assert_problem(client.get("/nothing"), 404, "not_found")
+    assert threads() == before
 
 
 @pytest.mark.parametrize(
