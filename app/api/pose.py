@@ -17,6 +17,7 @@ from app.api.schemas import DataSetOut, Options, ResultOut
 from app.inference.model_store import ModelDescription
 from app.inference.pipeline import Drawing, Outcome, Pipeline, PoseTask
 from app.settings import Settings
+from app.telemetry.metrics import Metrics
 
 router = APIRouter()
 
@@ -42,6 +43,7 @@ async def pose(request: Request) -> Response:
     """Find the COCO keypoints of the people in one or more pictures."""
     settings: Settings = request.app.state.settings
     pipeline: Pipeline = request.app.state.pipeline
+    metrics: Metrics = request.app.state.metrics
     seconds: dict[str, float] = request.state.seconds
     started = time.perf_counter()
     accept = ",".join(request.headers.getlist("accept")).strip() or "*/*"
@@ -58,6 +60,7 @@ async def pose(request: Request) -> Response:
         outcome = await _unless_client_leaves(request, pipeline.estimate(task))
     if outcome is None:
         return Response(status_code=499)  # nobody is there to read it
+    metrics.count_pictures([len(picture.scores) for picture in outcome.people])
     seconds.update(outcome.seconds)
     if outcome.drawn is not None:
         return _DrawnResponse(outcome.drawn, pipeline, answer_type)

@@ -187,6 +187,7 @@ async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
             unready, total = False, time.perf_counter() - came
             content = coco_frame(number, number - before - 1, followed, model, threshold_of(options, model), total)
             metrics.stream_frames.labels("answered").inc()
+            metrics.count_pictures([len(followed.ids)])
             metrics.stream_frame_seconds.observe(total)
         await socket.send_text(content.decode())
         before = number

@@ -92,18 +92,17 @@ class Follower:
             least = [min(_LEAST_SCORE, _FADED * track.found_score) for track in here]
             seen = await self._look_at(task, here, least, time, seconds)
         if seen is None:
-            seen = await self._search(task, here, lost, time, seconds, again=bool(seconds))
+            seen = await self._search(task, here, lost, time, seconds)
             self._searched, self._next_search = time, time + _SEARCH_SECONDS
         return self._kept(seen, task.max_people, time, seconds)
 
     async def _search(
-        self, task: PoseTask, here: list[_Track], lost: list[_Track], time: float, seconds: dict[str, float], again: bool
+        self, task: PoseTask, here: list[_Track], lost: list[_Track], time: float, seconds: dict[str, float]
     ) -> _Seen:
-        """Find everybody, and look for those who were here and are not found. Who is found where somebody was is the same.
-        `again`: the frame has been looked at."""
+        """Find everybody, and look for those who were here and are not found. Who is found where somebody was is the same."""
         # Who is cut to how many may be told is not one who is not found. But no more than one request may ask for.
         most = max(task.max_people, min(task.max_people + len(here), self._pipeline.scheduler.queue_crops))
-        people = _people(await self._pipeline.estimate(replace(task, max_people=most), again), seconds)
+        people = _people(await self._pipeline.estimate(replace(task, max_people=most)), seconds)
         seen = _Seen(people, np.zeros(len(people.scores), np.int64), np.ones(len(people.scores), np.bool_))
         if (people.width, people.height) != self._size:
             self._tracks = {}
@@ -123,7 +122,7 @@ class Follower:
             max(_LEAST_SCORE, min(_AS_BEFORE * track.found_score, _SURE_SCORE)) if track.misses < _MISSES else _SURE_SCORE
             for track in missed
         ]
-        also = await self._look_at(task, missed, least, time, seconds, again=True)
+        also = await self._look_at(task, missed, least, time, seconds)
         return seen if also is None else _joined(seen, also)
 
     def _ahead(self, tracks: list[_Track], time: float) -> Float64:
@@ -139,18 +138,11 @@ class Follower:
         return np.where(detection.on_picture(moved)[:, None], moved, boxes)
 
     async def _look_at(
-        self,
-        task: PoseTask,
-        tracks: list[_Track],
-        least: list[float],
-        time: float,
-        seconds: dict[str, float],
-        again: bool = False,
+        self, task: PoseTask, tracks: list[_Track], least: list[float], time: float, seconds: dict[str, float]
     ) -> _Seen | None:
-        """Those of the tracks who score `least` or more where they are looked for; None where frames have changed their size.
-        `again`: the frame has been searched."""
+        """Those of the tracks who score `least` or more where they are looked for; None where frames have changed size."""
         try:
-            outcome = await self._pipeline.estimate(replace(task, boxes=[self._ahead(tracks, time)]), again)
+            outcome = await self._pipeline.estimate(replace(task, boxes=[self._ahead(tracks, time)]))
         except PictureError as error:
             if isinstance(error.__cause__, box.InvalidBox):
                 return None

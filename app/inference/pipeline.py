@@ -209,11 +209,11 @@ class Pipeline:
             raise ModelNotFound(f"There is no pose model {name!r}; there are {', '.join(self.models.pose)}.")
         return model
 
-    async def estimate(self, task: PoseTask, again: bool = False) -> Outcome:
-        """Find the keypoints of everybody, boxed or found. `again`: in pictures that are counted already.
+    async def estimate(self, task: PoseTask) -> Outcome:
+        """Find the keypoints of everybody, boxed or found.
 
-        Raises ModelNotFound, NoDetector, NotReady, QueueFull, TooManyCrops, Unread, PictureError, TimeoutError, BatchFailed
-        and LaneLost.
+        Raises ModelNotFound, NoDetector, NotReady, QueueFull, TooManyCrops, Unread, PictureError, TimeoutError, BatchFailed,
+        LaneLost and ShuttingDown.
         """
         if why := self.why_not_ready:  # which picture threads change meanwhile
             raise NotReady(why)
@@ -229,10 +229,6 @@ class Pipeline:
             ticket = await self.scheduler.run(network, crops, task.deadline, room)
             people = _people(model, prepared, ticket.results)
             drawn = await self._drawn(task, task.drawing, model, people[0], seconds) if task.drawing else None
-        if not again:
-            self._metrics.images.inc(len(people))
-            for picture in people:
-                self._metrics.people_per_image.observe(len(picture.boxes))
         seconds["queue"] += ticket.queue_seconds
         seconds["infer"], seconds["keypoints"] = ticket.infer_seconds, ticket.keypoint_seconds
         return Outcome(people, drawn, dict(seconds))

@@ -202,7 +202,7 @@ class Scheduler:
         """Run a network on crops, of one shape but for pictures, and give the finished ticket, whose results are in order.
 
         `room`: what the crops hold, given back one by one as they finish. Raises TimeoutError past the deadline, BatchFailed
-        or LaneLost where a batch fails. If the caller is cancelled, the crops that wait are dropped.
+        or LaneLost where a batch fails, and ShuttingDown. If the caller is cancelled, the crops that wait are dropped.
         """
         loop = asyncio.get_running_loop()
         ticket = Ticket(

@@ -1,5 +1,6 @@
 """Every metric of the service, in one table. Base units, few labels; the buckets resolve p50…p99 of a CPU service."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -86,6 +87,12 @@ class Metrics:
             "pose_model_info", "1 for each model that is served.", ("model", "version", "precision", "sha256")
         )
         self._start_failures()
+
+    def count_pictures(self, people: Sequence[int]) -> None:
+        """Count answered pictures by how many people are told of each."""
+        self.images.inc(len(people))
+        for count in people:
+            self.people_per_image.observe(count)
 
     def _start_failures(self) -> None:
         """Let the series of the service's own failures start at 0: Prometheus sees no increase in the first value of one."""

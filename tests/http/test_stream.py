@@ -129,10 +129,13 @@ def test_between_two_searches_people_are_looked_for_where_their_joints_were(serv
 
 def test_who_has_left_is_not_told_any_more_and_somebody_else_has_another_number(service, alone, two_women):
     nobody = jpeg(np.full((720, 900, 3), 128, np.uint8))
+    counted = [service.metric(f"pose_people_per_image_{what}") for what in ("count", "sum")]
     with stream(service) as socket_:
         assert [person["track_id"] for person in ask(socket_, alone)["annotations"]] == [1]
         assert ask(socket_, nobody)["annotations"] == []
         assert [person["track_id"] for person in ask(socket_, two_women)["annotations"]] == [2, 3]
+    assert service.metric("pose_people_per_image_count") == counted[0] + 3
+    assert service.metric("pose_people_per_image_sum") == counted[1] + 3  # who is told, not who was looked for
 
 
 def test_frames_may_change_their_size(service, alone):
