@@ -191,7 +191,6 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_complete()
         self._head_bytes, self._head_complete, self._body_complete = 0, False, True
-        self._framing_bytes = 0
         self._expect(None)
         if self._closes:
             self.cycle.keep_alive = False

@@ -14,7 +14,6 @@ from app.inference.session import open_graph, open_session
 from app.vision import detection
 
 Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 
 _GOLDEN_PIXELS = 2.0  # that a side of a golden box may be off

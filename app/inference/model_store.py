@@ -42,7 +42,7 @@ class InputTable(_Table):
 
 
 class HeatmapTable(_Table):
-    """The maps that the graph gives, float32 [N, K, height, width], and how they are decoded."""
+    """The maps that the graph gives, floats [N, K, height, width], and how they are decoded."""
 
     width: Annotated[int, Field(ge=4)]
     height: Annotated[int, Field(ge=4)]
@@ -163,7 +163,7 @@ class StoredModel:
 
     description: ModelDescription | DetectorDescription
     onnx: bytes
-    golden: bytes | None = None
+    golden: bytes | None
 
     def check_golden(self, rows_of: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]], places: float) -> None:
         """Compare what the network makes of golden.png, [h, w, 3] → rows, with model.toml: places (all but the last column)

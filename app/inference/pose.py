@@ -37,7 +37,7 @@ class PoseModel:
         self,
         description: ModelDescription,
         session: onnxruntime.InferenceSession,
-        wide: onnxruntime.InferenceSession | None = None,
+        wide: onnxruntime.InferenceSession | None,
     ) -> None:
         self.description = description
         runs = (self._run, self._run_with_flip_test)

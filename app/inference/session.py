@@ -5,7 +5,6 @@ threads that help with a crop beside which there is nothing to do, and sleep oth
 """
 
 import contextlib
-import logging
 import math
 import os
 import re
@@ -17,8 +16,6 @@ import cv2
 import onnxruntime
 
 from app.inference.model_store import ModelError, StoredModel
-
-log = logging.getLogger(__name__)
 
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
@@ -63,7 +60,7 @@ def _quota(cgroup: Path) -> float | None:
 def usable_memory(cgroup: Path = _CGROUP) -> int:
     """Bytes that this process may use: the fewest of the machine's and the limits (v2 or v1) of its cgroup and of those that
     hold it."""
-    least = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    least = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for folder in (cgroup, *cgroup.parents):
         for file in ("memory.max", "memory/memory.limit_in_bytes"):  # v2, v1
             with contextlib.suppress(OSError, ValueError):  # none, or "max"
