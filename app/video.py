@@ -20,7 +20,8 @@ from app.api.problems import Problem, problem_of
 from app.api.stream import frame_task
 from app.inference.follower import Followed, Follower
 from app.inference.model_store import ModelDescription
-from app.inference.pipeline import ModelNotFound, NotReady, PictureError, Pipeline
+from app.inference.models import ModelNotFound
+from app.inference.pipeline import NotReady, PictureError, Pipeline
 from app.inference.scheduler import BatchFailed, LaneLost
 from app.outputs import check_regular, real, whole_file
 from app.settings import Settings
@@ -159,7 +160,7 @@ async def track(
         raise click.UsageError("There is no detector, which finds the people: POSE_DETECTOR names it.")
     try:
         options = read_stream_options(QueryParams({name: str(value) for name, value in given.items()}), settings)
-        model = pipeline.find(options.model).description
+        model = pipeline.models.find(options.model).description
     except (Problem, ModelNotFound) as error:
         raise click.UsageError(problem_of(error).detail.removeprefix("query.")) from error
     threshold = threshold_of(options, model)

@@ -23,7 +23,7 @@ async def model(request: Request, name: str) -> ModelOut:
     detector = pipeline.models.detector.description if pipeline.models.detector else None
     if detector and name in (detector.name, detector.id):
         return _out(detector, pipeline)
-    return _out(pipeline.find(name).description, pipeline)
+    return _out(pipeline.models.find(name).description, pipeline)
 
 
 def _out(model: ModelDescription | DetectorDescription, pipeline: Pipeline) -> ModelOut:

@@ -51,7 +51,7 @@ async def pose(request: Request) -> Response:
     asked = await read_pose_request(request, settings)
     answer_type = accepted_type(accept, len(asked.pictures))
     seconds["read"] = time.perf_counter() - started
-    model = pipeline.find(asked.options.model).description
+    model = pipeline.models.find(asked.options.model).description
     threshold = threshold_of(asked.options, model)
     drawing = Drawing(_DRAWN[answer_type], threshold) if answer_type in _DRAWN else None
     # The deadline counts from here: the body had its own time-out.

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from app.inference import pipeline, scheduler
+from app.inference import models, pipeline, scheduler
 from app.vision import box, image
 
 _TOLD_CHARACTERS = 500  # of a text, which may hold what a client sent: tens of kilobytes in a URL or a header
@@ -82,7 +82,7 @@ def at(code: str, loc: Location, message: str) -> Problem:
 
 # Exceptions whose own words are the detail.
 _CODES: dict[type[BaseException], str] = {
-    pipeline.ModelNotFound: "model_not_found",
+    models.ModelNotFound: "model_not_found",
     pipeline.NotReady: "not_ready",
     pipeline.Unread: "queue_full",
     scheduler.LaneLost: "not_ready",

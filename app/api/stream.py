@@ -52,7 +52,7 @@ async def stream(socket: WebSocket) -> None:
     if pipeline.models.detector is None:
         raise Problem("not_found", "The service follows no streams: it has no detector (POSE_DETECTOR).")
     options = read_stream_options(socket.query_params, settings)
-    pipeline.find(options.model)
+    pipeline.models.find(options.model)
     check_ready(pipeline)
     if len(streams) >= settings.max_streams:
         limit = f"The service follows at most {settings.max_streams} streams at once, and no more fit in."
@@ -163,7 +163,7 @@ async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
     pipeline: Pipeline = socket.app.state.pipeline
     metrics: Metrics = socket.app.state.metrics
     follower = Follower(pipeline)
-    model = pipeline.find(options.model).description
+    model = pipeline.models.find(options.model).description
     unready = False  # so that a service that is so for long fills no log
     before = -1  # the number of the last frame that was answered
     while True:

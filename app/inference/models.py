@@ -14,6 +14,10 @@ from app.settings import Settings
 M = TypeVar("M")
 
 
+class ModelNotFound(Exception):
+    """A request names a model that the store does not hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Models:
     """What is served: the pose models by name/version, which of them is taken where none is named, and the detector."""
@@ -28,9 +32,12 @@ class Models:
         detectors = [self.detector.description] if self.detector else []
         return [*(model.description for model in self.pose.values()), *detectors]
 
-    def find(self, name: str | None) -> PoseModel | None:
-        """The pose model of that name/version, or the latest of that name; the default for None."""
-        return _named(self.pose, self.default if name is None else name)
+    def find(self, name: str | None) -> PoseModel:
+        """The pose model of that name/version, or the latest of that name; the default for None. Raises ModelNotFound."""
+        model = _named(self.pose, self.default if name is None else name)
+        if model is None:
+            raise ModelNotFound(f"There is no pose model {name!r}; there are {', '.join(self.pose)}.")
+        return model
 
 
 def open_models(settings: Settings, threads: int) -> Models:

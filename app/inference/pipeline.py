@@ -39,10 +39,6 @@ _KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 
 _KEPT_PICTURES = 100  # … while no more crops and pictures than that are in the queue
 
 
-class ModelNotFound(Exception):
-    """A request names a model that the store does not hold."""
-
-
 class NoDetector(Exception):
     """A picture comes without boxes, and there is no detector."""
 
@@ -202,13 +198,6 @@ class Pipeline:
         self._metrics.cpu_throttled.inc(max(0.0, seconds - self._throttled))
         self._throttled = seconds
 
-    def find(self, name: str | None) -> PoseModel:
-        """The model of that name/version, or the latest of that name; the default for None. Raises ModelNotFound."""
-        model = self.models.find(name)
-        if model is None:
-            raise ModelNotFound(f"There is no pose model {name!r}; there are {', '.join(self.models.pose)}.")
-        return model
-
     async def estimate(self, task: PoseTask) -> Outcome:
         """Find the keypoints of everybody, boxed or found.
 
@@ -217,7 +206,7 @@ class Pipeline:
         """
         if why := self.why_not_ready:  # which picture threads change meanwhile
             raise NotReady(why)
-        model = self.find(task.model)
+        model = self.models.find(task.model)
         if task.drawing:
             self._check_unread()
         seconds: dict[str, float] = defaultdict(float)

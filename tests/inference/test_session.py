@@ -97,7 +97,7 @@ def test_libraries_open_pools_for_what_is_alone_only(lanes, cores, helpers):
         "from app.telemetry.metrics import Metrics\n"
         "import cv2, numpy as np\n"
         "cv2.setNumThreads(4)\n"  # however few cores there are
-        f"model = Pipeline(Settings(lanes={lanes}), Metrics()).find(None)\n"
+        f"model = Pipeline(Settings(lanes={lanes}), Metrics()).models.find(None)\n"
         "model.plain.run(np.zeros((2, 256, 192, 3), np.uint8))\n"
         "cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (4000, 4000)), np.ones((500, 500)) @ np.ones((500, 500))\n"
         "print(len(os.listdir('/proc/self/task')))\n"
