@@ -154,7 +154,7 @@ class Follower:
         box_scores = np.array([track.box_score for track in tracks])
         people = replace(people, box_scores=box_scores, scores=person_scores(people.keypoints, box_scores))
         ids = np.array([track.id for track in tracks], np.int64)
-        return _Seen(_rows(people, kept), ids[kept], np.zeros(int(kept.sum()), np.bool_))
+        return _Seen(people.of(kept), ids[kept], np.zeros(int(kept.sum()), np.bool_))
 
     def _kept(self, seen: _Seen, most: int, time: float, seconds: dict[str, float]) -> Followed:
         """Who is told: nobody twice, and at most so many, first those who are followed and found, or surely there: the
@@ -167,7 +167,7 @@ class Follower:
         ids[new] = np.arange(self._next_id, self._next_id + len(new))
         self._next_id += len(new)
         oldest = np.argsort(ids)
-        ids, people, found = ids[oldest], _rows(seen.people, best[oldest]), seen.found[best[oldest]]
+        ids, people, found = ids[oldest], seen.people.of(best[oldest]), seen.found[best[oldest]]
         motion = self._motion(people, ids, time)
         margins = tracking.margins(people.boxes, people.keypoints)
         for row in np.flatnonzero(~found).tolist():
@@ -264,7 +264,7 @@ def _told_once(seen: _Seen) -> _Seen:
             tracks = np.flatnonzero(dropped & same[:, newcomer])
             if len(tracks):
                 ids[newcomer], dropped[tracks[0]] = ids[tracks[0]], False
-    return _Seen(_rows(people, kept), ids[kept], seen.found[kept])
+    return _Seen(people.of(kept), ids[kept], seen.found[kept])
 
 
 def _people(outcome: Outcome, seconds: dict[str, float]) -> People:
@@ -274,24 +274,7 @@ def _people(outcome: Outcome, seconds: dict[str, float]) -> People:
     return outcome.people[0]
 
 
-def _rows(people: People, rows: Int64 | Bool) -> People:
-    columns = (people.boxes, people.box_scores, people.keypoints, people.scores)
-    return People(people.width, people.height, *(column[rows] for column in columns))
-
-
-def _both(some: People, others: People) -> People:
-    pairs = (
-        (some.boxes, others.boxes),
-        (some.box_scores, others.box_scores),
-        (some.keypoints, others.keypoints),
-        (some.scores, others.scores),
-    )
-    return People(some.width, some.height, *(np.concatenate(pair) for pair in pairs))
-
-
 def _joined(some: _Seen, others: _Seen) -> _Seen:
-    return _Seen(
-        _both(some.people, others.people),
-        np.concatenate([some.ids, others.ids]),
-        np.concatenate([some.found, others.found]),
-    )
+    columns = map(np.concatenate, zip(some.people.columns, others.people.columns, strict=True))
+    people = People(some.people.width, some.people.height, *columns)
+    return _Seen(people, np.concatenate([some.ids, others.ids]), np.concatenate([some.found, others.found]))

@@ -92,6 +92,15 @@ class People:
     keypoints: Float64  # [N, K, 3 or 4]: x, y, score and, of a calibrated model, the expected error
     scores: Float64  # [N]
 
+    @property
+    def columns(self) -> tuple[Float64, Float64, Float64, Float64]:
+        """What has a row for each of them."""
+        return self.boxes, self.box_scores, self.keypoints, self.scores
+
+    def of(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> "People":
+        """Those in the rows, in their order."""
+        return People(self.width, self.height, *(column[rows] for column in self.columns))
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -383,10 +392,9 @@ def _people(model: PoseModel, prepared: list[_Prepared], results: list[Float32])
         keypoints = model.to_picture(cells[start : start + len(picture.boxes)], picture.crops)
         start += len(picture.boxes)
         scores = person_scores(keypoints, picture.box_scores)
-        kept = np.arange(len(scores))
+        told = People(picture.width, picture.height, picture.boxes, picture.box_scores, keypoints, scores)
         if picture.found:
-            kept = np.flatnonzero(distinct_people(keypoints, scores, picture.boxes))
-            kept = kept[np.argsort(-scores[kept], kind="stable")]
-        own = (each[kept] for each in (picture.boxes, picture.box_scores, keypoints, scores))
-        people.append(People(picture.width, picture.height, *own))
+            best = np.argsort(-scores, kind="stable")
+            told = told.of(best[distinct_people(keypoints, scores, picture.boxes)[best]])
+        people.append(told)
     return people
