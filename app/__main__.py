@@ -73,7 +73,8 @@ def serve() -> int:
     import uvicorn
 
     from app.api.application import create_app
-    from app.api.connections import Connection, Server
+    from app.api.connections import Connection
+    from app.api.server import Server
     from app.api.stream_connection import StreamConnection
     from app.inference.model_store import ModelError
     from app.telemetry import logs

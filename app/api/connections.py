@@ -8,30 +8,21 @@ import itertools
 import logging
 import re
 import select
-import socket
 from collections.abc import Callable
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-import uvicorn
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from websockets.datastructures import Headers
-from websockets.http11 import Request
-from websockets.server import ServerProtocol
 
 from app.api.middleware import PROBES, STOOD_STILL_SECONDS, cors, request_id_of
 from app.api.problems import Problem, render
-from app.api.stream_connection import StreamConnection
-from app.inference.pipeline import Pipeline
+from app.api.stream_connection import StreamConnection, is_handshake
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger("app.requests")
-service_log = logging.getLogger(__name__)
 
-STREAM_PATH = b"/v1/stream"
 _FOR_PROBES = 8  # connections over the limit while all are at work, or a busy service would be taken for a dead one
 _HEAD_BYTES = 65_536
 _CHUNKS, _CHUNK_BYTES = 4096, 64  # of a body, after which chunks have so many bytes on average: each is a call of its own
@@ -42,8 +33,7 @@ _SENT_AHEAD = 64  # requests on a connection that wait for the answers before th
 # Only a whole handshake of a stream is taken up, once its head is read.
 _OFFER = re.compile(rb"(?i)\r\nUpgrade:")
 _CUT = re.compile(rb"(?i)\r(\n(\r|U|Up|Upg|Upgr|Upgra|Upgrad|Upgrade)?)?\Z")  # of an offer, or of a head's end, by a read
-_HANDSHAKE_LINES, _HANDSHAKE_LINE_BYTES = 100, 8_000  # a little less than websockets takes
-_LAST_REQUESTS_SECONDS = 1.0  # for requests that are on their way when the service is told to stop
+LAST_REQUESTS_SECONDS = 1.0  # for requests that are on their way when the service is told to stop
 
 
 class Connection(HttpToolsProtocol):
@@ -215,26 +205,17 @@ class Connection(HttpToolsProtocol):
         return False
 
     def _is_handshake(self) -> bool:
-        """Whether the request whose head is read opens a stream: a whole handshake that websockets takes as well, on a
-        connection where nothing waits to be answered or to be read by the client."""
-        if self.url.partition(b"?")[0] != STREAM_PATH:
+        """Whether the request whose head is read opens a stream, on a connection where nothing waits to be answered or to be
+        read by the client."""
+        form = self.parser.get_method(), self.parser.get_http_version()
+        if form != (b"GET", "1.1") or not self.idle or self.transport.get_write_buffer_size():
             return False
-        head = [(name, value) for name, value in self.headers if name not in (b"upgrade", b"refused-upgrade")]
-        offered = [value for name, value in self.headers if name == b"refused-upgrade"]
-        names = {name for name, _ in head}
-        if (
-            (self.parser.get_method(), self.parser.get_http_version()) != (b"GET", "1.1")
-            or names & {b"content-length", b"transfer-encoding"}
-            or len(head) > _HANDSHAKE_LINES
-            or max(map(len, (self.url, *(name + value for name, value in self.headers)))) > _HANDSHAKE_LINE_BYTES
-            or not (self.cycle is None or self.cycle.response_complete)
-            or self.transport.get_write_buffer_size()
-        ):
+        others = [(name, value) for name, value in self.headers if name not in (b"upgrade", b"refused-upgrade")]
+        offered = [*others, *((b"upgrade", value) for name, value in self.headers if name == b"refused-upgrade")]
+        if not is_handshake(self.url, offered):
             return False
-        self.headers[:] = [*head, *((b"upgrade", value) for value in offered)]
-        headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers)
-        request = Request(self.url.decode("latin-1"), headers)
-        return ServerProtocol(logger=logging.getLogger("uvicorn.error")).accept(request).status_code == 101
+        self.headers[:] = offered
+        return True
 
     def _hand_over(self) -> None:
         self._expect(None)
@@ -261,7 +242,7 @@ class Connection(HttpToolsProtocol):
         A connection that has had no request yet gets a moment for it: closing under one that arrives would reset it.
         """
         if self.cycle is None and not self._head_bytes:
-            self.loop.call_later(_LAST_REQUESTS_SECONDS, self._close_unless_used)
+            self.loop.call_later(LAST_REQUESTS_SECONDS, self._close_unless_used)
         else:
             self._close_unless_used()
 
@@ -370,39 +351,3 @@ class Connection(HttpToolsProtocol):
         response.headers["X-Request-ID"] = request_id
         response.headers["Connection"] = "close"
         return response
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server, which says that it stops before it does: readiness goes off, and answers close their connections."""
-
-    def __init__(self, config: uvicorn.Config, pipeline: Pipeline) -> None:
-        super().__init__(config)
-        self._pipeline = pipeline
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop: no connection is closed under a request that is on its way."""
-        self._pipeline.draining = True
-        service_log.info("the service stops", extra={"connections": len(self.server_state.connections)})
-        if self.server_state.connections:
-            await asyncio.sleep(_LAST_REQUESTS_SECONDS)
-        for listener in sockets or []:
-            await self._take_the_last(listener)
-        await super().shutdown(sockets)
-        service_log.info("the service has stopped")
-
-    async def _take_the_last(self, listener: socket.socket) -> None:
-        """Stop to listen, but take the connections that the kernel has made already: it would reset them."""
-        waiting = []
-        with suppress(OSError):  # no more of them, or no descriptor left
-            while True:
-                waiting.append(listener.accept()[0])
-        with suppress(OSError):  # to macOS a listener is not connected; it is closed soon
-            listener.shutdown(socket.SHUT_RDWR)
-        for connection in waiting:
-            connection.setblocking(False)
-            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
-
-    def _protocol(self) -> asyncio.Protocol:
-        make: Any = self.config.http_protocol_class
-        made: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-        return made

@@ -1,19 +1,40 @@
 """The connection of a stream: WebSocket, where uvicorn's own leaves a hostile client room."""
 
 import asyncio
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.datastructures import Headers
 from websockets.frames import CloseCode, Frame
+from websockets.http11 import Request
 from websockets.protocol import State
+from websockets.server import ServerProtocol
 
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
+_PATH = b"/v1/stream"
+_HEAD_LINES, _HEAD_LINE_BYTES = 100, 8_000  # a little less than websockets takes
 _FRAMES_A_SECOND = 1000  # of WebSocket, which a stream may send: pings and parts too
 _SLICE_BYTES = 16_384  # of what came, that are taken apart before it is looked at how many frames there were
 _CLOSING_SECONDS = 2.0  # for a client to read why its stream is closed, and to close it too
+
+
+def is_handshake(url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether a GET of HTTP/1.1 with these headers opens a stream: a whole handshake, which websockets takes as well."""
+    if (
+        url.partition(b"?")[0] != _PATH
+        or {name for name, _ in headers} & {b"content-length", b"transfer-encoding"}
+        or len(headers) > _HEAD_LINES
+        or max(map(len, (url, *(name + value for name, value in headers)))) > _HEAD_LINE_BYTES
+    ):
+        return False
+    told = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+    request = Request(url.decode("latin-1"), told)
+    return ServerProtocol(logger=logging.getLogger("uvicorn.error")).accept(request).status_code == 101
 
 
 class StreamConnection(WebSocketsSansIOProtocol):

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.api.connections import _LAST_REQUESTS_SECONDS
+from app.api.connections import LAST_REQUESTS_SECONDS
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +99,7 @@ def test_nothing_is_published_beyond_this_machine_unless_it_is_asked_for():
 
 
 def test_the_drain_fits_into_the_time_to_stop():
-    assert seconds(SERVICES["pose"]["stop_grace_period"]) > default("drain_s") + _LAST_REQUESTS_SECONDS
+    assert seconds(SERVICES["pose"]["stop_grace_period"]) > default("drain_s") + LAST_REQUESTS_SECONDS
 
 
 def test_compose_hands_on_every_setting_that_is_not_the_containers_own():
@@ -242,7 +242,7 @@ def test_a_pod_has_whole_cores_of_its_own_and_may_do_nothing_else():
 def test_a_pod_has_time_to_drain():
     pod = MANIFESTS["deployment"]["spec"]["template"]["spec"]
     before = int(re.search(r"sleep\((\d+)\)", pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])[1])
-    assert pod["terminationGracePeriodSeconds"] > before + _LAST_REQUESTS_SECONDS + default("drain_s")
+    assert pod["terminationGracePeriodSeconds"] > before + LAST_REQUESTS_SECONDS + default("drain_s")
 
 
 @pytest.mark.parametrize("name", ["deployment", "service", "disruption"])

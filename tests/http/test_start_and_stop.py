@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.connections import _LAST_REQUESTS_SECONDS
+from app.api.connections import LAST_REQUESTS_SECONDS
 
 ROOT = Path(__file__).parents[2]
 STORE = ROOT / "model_store"
@@ -279,7 +279,7 @@ def test_a_stopping_service_takes_no_new_connections(start_service, t_pose):
     asking.start()
     service.wait_until(lambda: service.metric("pose_queue_crops") > 0)
     service.process.terminate()
-    service.wait_until(lambda: refused(service.port), _LAST_REQUESTS_SECONDS + 3)
+    service.wait_until(lambda: refused(service.port), LAST_REQUESTS_SECONDS + 3)
     assert service.process.poll() is None
     assert asking.is_alive()
     asking.join()
