@@ -35,7 +35,6 @@ async function show(file) {
     photo = null;
     for (const id of ["undo", "search"]) offer(id, false);
     draw();
-    if (!part("stage").classList.contains("filled")) part("invitation").hidden = false;
     return fail(`${file.name} cannot be read.`);
   }
   photo = file = new File([bytes], file.name, { type: file.type });
@@ -43,11 +42,8 @@ async function show(file) {
   const seen = await byBrowser(file) ?? await byService(file, reading.signal);
   if (photo !== file) return;
   upright = seen;
-  const first = part("invitation").contains(document.activeElement);
-  part("invitation").hidden = true;
+  invite(!upright);
   part("again").hidden = false;
-  if (first) part("another").focus();
-  part("stage").classList.add("filled");
   draw();
   await send();
 }
@@ -87,11 +83,8 @@ async function film() {
   part("places").value = "";
   part("answer").hidden = true;
   draw();
-  const first = part("invitation").contains(document.activeElement);
-  part("invitation").hidden = true;
   part("again").hidden = false;
-  if (first) part("film").focus();
-  part("stage").classList.add("filled");
+  invite(false, "film");
   tell("Waiting for the camera …");
   canvas.ariaLabel = "What the camera sees";
   const camera = new AbortController();
@@ -99,6 +92,7 @@ async function film() {
     stopCamera = null;
     part("rate").textContent = "";
     part("film").textContent = "Use the camera";
+    if (!upright) invite(true);
   };
   stopCamera = () => {
     off();
@@ -110,8 +104,7 @@ async function film() {
     part("answer").hidden = !answer;
     for (const id of ["undo", "search"]) offer(id, boxes.length > 0);
     part("places").value = written(boxes);
-    part("invitation").hidden = Boolean(photo);
-    part("stage").classList.toggle("filled", Boolean(photo));
+    invite(!upright && !answer);
     canvas.ariaLabel = "The photo";
     draw();
     offer("retry", Boolean(photo && !answer));
@@ -220,10 +213,19 @@ function problemOf(content, status) {
 
 function fail(words, passing = false) {
   answer = null;
+  if (!upright) invite(true);
   part("answer").hidden = true;
   canvas.ariaLabel = "The photo";
   offer("retry", passing);
   tell(words, true);
+}
+
+// The invitation, while there is nothing to see; without it the keyboard's focus goes to a button that stays.
+function invite(whether, next = "another") {
+  const within = part("invitation").contains(document.activeElement);
+  part("invitation").hidden = !whether;
+  part("stage").classList.toggle("filled", !whether);
+  if (within && !whether) part(next).focus();
 }
 
 // Show a button or hide it; one that is hidden leaves the keyboard's focus to its neighbour.
@@ -252,6 +254,7 @@ function report(content, header, took, asked, type) {
   part("curl").textContent = `curl --data-binary @${quoted} -H 'Content-Type: ${type}'${key} '${new URL(asked, location.href)}'`;
   part("json").textContent = JSON.stringify(content, null, 1).replace(/\[[^[\]{}]*\]/g, (list) => list.replace(/\s+/g, " "));
   part("answer").hidden = false;
+  invite(false);
 }
 
 function row(name, milliseconds, total) {
