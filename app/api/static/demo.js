@@ -204,6 +204,7 @@ async function send() {
 const noAnswer = (error) => `No answer from the service: ${error.message.replace(/\.$/, "")}.`;
 
 function problemOf(content, status) {
+  if (status === 401) return part("key").value ? "This key is not accepted." : "This service wants an API key.";
   if (!content?.title) return `Status ${status}, with an answer that is not this service's.`;
   const detail = (content.detail ?? "").replace(/^images\.0\.boxes\.(\d+)/, (_, number) => `Box ${Number(number) + 1}`)
     .replace(/^images\.0/, "The photo").replace(" (with curl, @ goes before a file's name)", "");
