@@ -147,9 +147,13 @@ async function film() {
 }
 
 function headersOf(file) {
-  const headers = { "Content-Type": TYPES.includes(file.type) ? file.type : "application/octet-stream" };
-  if (part("key").value) headers["X-API-Key"] = part("key").value;
-  return headers;
+  return { "Content-Type": TYPES.includes(file.type) ? file.type : "application/octet-stream", ...keyHeaders() };
+}
+
+// The key in UTF-8, as the service has it: a header here is a text of one character a byte.
+function keyHeaders() {
+  const key = part("key").value;
+  return key ? { "X-API-Key": String.fromCharCode(...new TextEncoder().encode(key)) } : {};
 }
 
 function query() {
@@ -509,7 +513,7 @@ addEventListener("hashchange", followLink);
 async function listModels() {
   const key = part("key").value;
   try {
-    const response = await fetch("v1/models", { headers: key ? { "X-API-Key": key } : {} });
+    const response = await fetch("v1/models", { headers: keyHeaders() });
     part("keys").hidden = response.status !== 401 && !key;
     const content = await response.json().catch(() => null);
     if (!response.ok || !content?.models) {

@@ -28,6 +28,7 @@ function tell(error) {
 
 keys.addEventListener("submit", (event) => {
   event.preventDefault();
-  show(document.getElementById("key").value).catch(tell);
+  // In UTF-8, as the service has it: a header here is a text of one character a byte.
+  show(String.fromCharCode(...new TextEncoder().encode(document.getElementById("key").value))).catch(tell);
 });
 show("").catch(tell);
