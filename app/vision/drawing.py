@@ -38,7 +38,8 @@ def draw_people(
                 cv2.line(picture, places[first - 1], places[second - 1], colour, thickness, cv2.LINE_AA)
         for joint in np.flatnonzero(seen).tolist():
             cv2.circle(picture, places[joint], thickness + 1, (255, 255, 255), cv2.FILLED, cv2.LINE_AA)
-            cv2.circle(picture, places[joint], thickness + 1, _colour(names[joint], names[joint]), 1, cv2.LINE_AA)
+            rim = max(1, thickness // 3)  # a pixel is not seen on large photos
+            cv2.circle(picture, places[joint], thickness + 1, _colour(names[joint], names[joint]), rim, cv2.LINE_AA)
 
 
 def draw_numbers(picture: UInt8, boxes: npt.NDArray[np.float64], numbers: Sequence[int]) -> None:

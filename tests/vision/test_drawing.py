@@ -39,6 +39,14 @@ def test_left_and_right_have_colours_of_their_own():
     assert right[2] > 2 * right[0]  # orange: red-blind and green-blind people see blue and yellow
 
 
+def test_the_joints_of_large_people_have_a_rim_that_is_seen():
+    large = np.full((3000, 2000, 3), 30, np.uint8)
+    draw_people(large, person((1000, 300, 0.9), (1000, 1500, 0.9), (1000, 2700, 0.9), (0, 0, 0), (0, 0, 0)), (), NAMES, 0.5)
+    across = large[1500, 1000:1030].astype(int)  # of a dot of the left, from its middle on
+    assert (across[0] == 255).all()
+    assert (across[:, 0] > 2 * across[:, 2]).sum() >= 3
+
+
 def test_joints_below_the_threshold_and_their_lines_are_not_drawn():
     unsure = ARMS.copy()
     unsure[0, 2, 2] = 0.4
