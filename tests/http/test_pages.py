@@ -409,8 +409,10 @@ def test_throttled_seconds_are_told_since_the_start(monkeypatch):
 
 @pytest.fixture(scope="module")
 def guarded(start_service):
-    """A service with two keys and one origin."""
-    return start_service(api_keys="first-key, second-key", cors_origins="https://pages.example", lanes=1, max_batch_crops=1)
+    """A service with three keys and one origin."""
+    return start_service(
+        api_keys="first-key, second-key, schlüssel", cors_origins="https://pages.example", lanes=1, max_batch_crops=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -445,6 +447,7 @@ def test_without_one_of_the_keys_a_request_is_unauthorized(guarded, t_pose, head
         {"X-API-Key": "second-key"},
         {"Authorization": "Bearer first-key"},
         {"Authorization": "bearer second-key"},
+        {"X-API-Key": "schlüssel".encode()},  # as the pages send it
         {"Authorization": "Bearer of another server", "X-API-Key": "first-key"},
         {"Authorization": "Bearer first-key", "X-API-Key": "of another server"},
     ],
