@@ -123,7 +123,7 @@ async function film() {
     if (seconds < 1) return;
     const people = content.annotations.length;
     tellOnce(`${people === 1 ? "1 person" : `${people} people`}.`);
-    part("rate").textContent = `${(frames / seconds).toFixed(0)} frames a second, ${content.timing.total.toFixed(0)} ms for this one in the service.`;
+    part("rate").textContent = `${Number((frames / seconds).toPrecision(2))} frames a second, ${content.timing.total.toFixed(0)} ms for this one in the service.`;
     [told, frames] = [performance.now(), 0];
   };
   const ended = async (words) => {
@@ -156,6 +156,12 @@ function keyHeaders() {
   return key ? { "X-API-Key": String.fromCharCode(...new TextEncoder().encode(key)) } : {};
 }
 
+// Where a key is wanted, or given: a link carries none.
+function askForKey(wanted) {
+  const keys = wanted || part("key").value !== "";
+  [part("keys").hidden, part("models").hidden] = [!keys, keys];
+}
+
 function query() {
   const options = new URLSearchParams();
   if (part("model").value) options.set("model", part("model").value);
@@ -184,7 +190,7 @@ async function send() {
     const content = await response.json().catch(() => null);
     const took = performance.now() - started;
     if (request.signal.aborted) return;
-    part("keys").hidden = response.status !== 401 && !part("key").value;
+    askForKey(response.status === 401);
     if (response.ok && content?.annotations) {
       if (!upright) { // the service may have been too busy, or have wanted a key
         const seen = await byService(photo, request.signal);
@@ -456,7 +462,8 @@ addEventListener("dragleave", () => part("stage").classList.remove("over"));
 addEventListener("drop", (event) => {
   event.preventDefault();
   part("stage").classList.remove("over");
-  if (event.dataTransfer.files.length) show(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files.length > 1) tell("Drop one photo at a time.", true);
+  else if (event.dataTransfer.files.length) show(event.dataTransfer.files[0]);
   else tell("What you dropped is not a file. Save the picture first, or copy and paste it.", true);
 });
 part("flip").addEventListener("change", send);
@@ -481,6 +488,17 @@ part("keys").addEventListener("submit", async (event) => {
   event.preventDefault();
   if (await listModels()) photo ? send() : tell("The key is accepted.");
 });
+part("keep").addEventListener("click", () => canvas.toBlob((picture) => save(picture, "-people.jpg"), "image/jpeg", 0.92));
+part("save").addEventListener("click", () => save(new Blob([JSON.stringify(answer)], { type: "application/json" }), ".json"));
+
+// Give the browser a file to keep, named after the photo.
+function save(content, end) {
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(content) });
+  link.download = photo.name.replace(/\.[^.]*$/, "") + end;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
 for (const id of ["threshold", "errors", "boxes"]) part(id).addEventListener("input", redraw);
 
 function redraw() {
@@ -511,10 +529,9 @@ addEventListener("hashchange", followLink);
 
 // Whether the service told its models; asks for a key where it wants one.
 async function listModels() {
-  const key = part("key").value;
   try {
     const response = await fetch("v1/models", { headers: keyHeaders() });
-    part("keys").hidden = response.status !== 401 && !key;
+    askForKey(response.status === 401);
     const content = await response.json().catch(() => null);
     if (!response.ok || !content?.models) {
       tell(problemOf(content, response.status), true);
