@@ -116,12 +116,13 @@ class Room:
         self.crops = 0
         self._scheduler = scheduler
 
-    def resize(self, crops: int) -> None:
-        """Hold room for so many crops instead. Raises QueueFull or TooManyCrops; what was held is held on then."""
+    def resize(self, crops: int, leave: int = 0) -> None:
+        """Hold room for so many crops instead, and leave some to others. Raises QueueFull or TooManyCrops; what was held is
+        held on then."""
         scheduler = self._scheduler
         if crops > scheduler.queue_crops:
             raise TooManyCrops(f"The request holds {crops} crops; the queue takes at most {scheduler.queue_crops}.")
-        excess = scheduler.admitted - self.crops + crops - scheduler.queue_crops
+        excess = scheduler.admitted - self.crops + crops + leave - scheduler.queue_crops
         if excess > 0:
             seconds = excess * scheduler.seconds_per_crop / scheduler.lanes
             raise QueueFull(crops, scheduler.queue_crops, max(1, math.ceil(seconds)))
@@ -182,11 +183,12 @@ class Scheduler:
             lane.thread.shutdown(wait=False)
 
     @contextmanager
-    def admit(self, crops: int) -> Iterator["Room"]:
-        """Hold room in the queue for a request's crops until it is answered. Raises QueueFull or TooManyCrops at once."""
+    def admit(self, crops: int, leave: int = 0) -> Iterator["Room"]:
+        """Hold room in the queue for a request's crops until it is answered, where so much of it is left to others. Raises
+        QueueFull or TooManyCrops at once."""
         room = Room(self)
         try:
-            room.resize(crops)
+            room.resize(crops, leave)
             yield room
         finally:
             room.give_back(room.crops)

@@ -191,11 +191,11 @@ SERVICE = [
         ),
         stat(
             "Room taken",
-            "pose_admitted_crops against pose_queue_limit_crops. Red: over 80 % of the queue's room; clients are about to "
+            "pose_admitted_crops against pose_queue_limit_crops. Red: over 60 % of the queue's room; clients are about to "
             "be refused: add replicas or cores.",
             "percentunit",
             query(f"sum(pose_admitted_crops{{{ONE}}}) / sum(pose_queue_limit_crops{{{ONE}}})"),
-            thresholds={None: "green", 0.5: "yellow", 0.8: "red"},
+            thresholds={None: "green", 0.4: "yellow", 0.6: "red"},
             empty="no data",
         ),
     ],

@@ -59,6 +59,27 @@ def test_pictures_of_nobody_hold_room_each(monkeypatch, t_pose):
     assert admitted == [3, 3, 3]
 
 
+def test_a_picture_to_be_searched_holds_the_room_of_as_many_people_as_there_usually_are(monkeypatch, two_women):
+    """Else a full queue finds no room for nearly all whom it has searched."""
+    admitted: list[int] = []
+
+    async def work(pipeline: Pipeline) -> None:
+        decode = image.decode
+
+        def noted(*arguments: Any) -> Any:
+            admitted.append(pipeline.scheduler.admitted)
+            return decode(*arguments)
+
+        monkeypatch.setattr(image, "decode", noted)
+        for held in (1, 1, 1, 1, 1, 1, 1, 2):
+            admitted.clear()
+            (people,) = (await pipeline.estimate(replace(task([two_women]), boxes=[None]))).people
+            assert (len(people.boxes), admitted[0]) == (2, held)
+        assert pipeline.scheduler.admitted == 0
+
+    drive(work)
+
+
 def test_nothing_more_is_decoded_after_the_deadline(monkeypatch):
     """Boxes of other sizes are cut from other decodings."""
     large, decoded = cv2.imencode(".jpg", np.zeros((4096, 4096, 3), np.uint8))[1].tobytes(), []

@@ -452,6 +452,18 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return():
     drive(work, queue=5)
 
 
+def test_room_that_newcomers_leave_is_for_those_who_are_there():
+    async def work(s: Scheduler) -> None:
+        with s.admit(4, leave=2) as room, s.admit(2, leave=2):
+            with pytest.raises(QueueFull), s.admit(1, leave=2):
+                pass
+            room.resize(6)
+            assert s.admitted == 8
+        assert s.admitted == 0
+
+    drive(work, queue=8)
+
+
 def test_room_is_given_back_by_a_request_that_fails():
     async def work(s: Scheduler) -> None:
         with pytest.raises(KeyError), s.admit(5):
