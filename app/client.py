@@ -92,7 +92,7 @@ class PoseClient:
     (with a `transport` they share its connections, though). Close it, or use it in a `with`.
 
     A request that is refused with 429 or 503 is sent again, `retries` times at most, after the wait that the service names (a
-    minute at most), and so is one whose connection breaks.
+    minute at most, and up to a third more, so that not all come back at once), and so is one whose connection breaks.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     max_images: int = Field(16, ge=1, description="Pictures in a request.")
     max_boxes: int = Field(100, ge=1, description="Boxes for a picture. More people than a photo shows at a useful size.")
     queue_crops: int = Field(
-        400, ge=1, description="Crops that may wait or run at once, over all requests. About two seconds of two cores."
+        400, ge=1, description="Crops admitted at once, over all requests. About two seconds of two cores."
     )
     queue_bytes: int = Field(
         128 * 2**20,

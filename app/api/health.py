@@ -20,7 +20,7 @@ async def livez() -> StatusOut:
 
 @router.get("/readyz", summary="Whether work is taken")
 async def readyz(request: Request) -> StatusOut:
-    """200 when every model has answered a warm-up and lanes run, else 503 with the reason."""
+    """200 while work is taken: all models have answered a warm-up, lanes and decoding threads run. Else 503 with why."""
     check_ready(request.app.state.pipeline)
     return StatusOut(status="ready")
 

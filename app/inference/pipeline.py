@@ -176,7 +176,7 @@ class Pipeline:
         if self._not_warm:
             return self._not_warm
         if not self.scheduler.ready:
-            return "No lane runs, or as many as there are cores stand still."
+            return "No lane runs, or as many as there are lanes stand still."
         return self._picture_threads.why_stalled
 
     async def start(self) -> None:

@@ -1,7 +1,7 @@
 """The queue: crops of many requests → batches → results.
 
 The event loop alone owns the queue; a lane is one thread that is handed a batch the moment it is free, and no batch waits to
-be filled. Members whose client is gone or whose deadline has passed are dropped when a batch is formed.
+be filled. Crops that wait are dropped when their client goes or their deadline passes.
 """
 
 import asyncio
