@@ -26,6 +26,14 @@ def test_load(service):
     assert "| 6 |" in row
 
 
+def test_overload(start_service):
+    url = start_service(queue_crops=8).client.base_url
+    told = run("overload.py", "--url", url, "--seconds", 3)
+    assert "while 3 times as many are asked for" in told
+    assert "| 200 |" in told
+    assert "| 429 |" in told
+
+
 def test_graphs():
     graphs = [ROOT / "model_store" / model / "model.onnx" for model in ("lpn50/1", "person-det/1")]
     told = run("graphs.py", *graphs, "--rounds", 1).splitlines()
