@@ -178,4 +178,4 @@ def test_without_a_detector_the_service_asks_for_boxes(start_service, t_pose):
         assert answer.status_code == 422
         assert answer.json()["type"] == "/problems/invalid_option"
         assert answer.json()["errors"][0]["loc"] == ["boxes"]
-    assert len(alone.client.get("/v1/models").json()["models"]) == 1
+    assert {model["kind"] for model in alone.client.get("/v1/models").json()["models"]} == {"pose"}

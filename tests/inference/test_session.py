@@ -86,8 +86,8 @@ def test_without_a_cgroup_the_affinity_counts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("lanes", "cores", "helpers"), [(1, 8, 0), (8, 1, 0), (3, 8, 2 * 2), (9, 8, 2 * 3)]
-)  # of two networks
+    ("lanes", "cores", "helpers"), [(1, 8, 0), (8, 1, 0), (3, 8, 3 * 2), (9, 8, 3 * 3)]
+)  # of three networks
 def test_libraries_open_pools_for_what_is_alone_only(lanes, cores, helpers):
     program = (
         "import os, app.__main__\n"
