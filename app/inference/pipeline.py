@@ -16,27 +16,26 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from app.inference.detector import Detector, Letterbox
+from app.inference.detector import Detector
 from app.inference.model_store import ModelError
 from app.inference.models import open_models, warm_up
 from app.inference.picture_threads import PictureThreads
-from app.inference.pose import Crops, PoseModel
+from app.inference.pictures import Found, Overview, Prepared, overview, prepare
+from app.inference.pose import PoseModel
 from app.inference.scheduler import Room, Scheduler
 from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
-from app.vision import box, detection, drawing, image
+from app.vision import box, drawing, image
 from app.vision.people import distinct_people, person_scores
 
 log = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-UInt8 = npt.NDArray[np.uint8]
 
 _MOST_THREADS = 4  # of a crop that is alone: the networks are small
-_KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB …
-_KEPT_PICTURES = 100  # … while no more crops and pictures than that are in the queue
+_KEPT_PICTURES = 100  # with no more crops and pictures than that in the queue, small ones are kept while the detector works
 
 
 class NoDetector(Exception):
@@ -109,44 +108,6 @@ class Outcome:
     people: list[People]
     drawn: bytes | None
     seconds: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Overview:
-    """A picture for the detector, decoded `reduction` times smaller; `picture` is its pixels where they are kept."""
-
-    header: image.Header
-    letterbox: Letterbox
-    picture: UInt8 | None
-    reduction: int
-    decode_seconds: float
-    letterbox_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """The people [N, 5] (x1, y1, x2, y2, score) that the detector found in a letterbox of that gain, and the overview's
-    header, kept picture and its reduction."""
-
-    people: Float32
-    gain: float
-    header: image.Header
-    picture: UInt8 | None
-    reduction: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A decoded picture's size, its people's boxes and crops, and the seconds that decoding and cutting took."""
-
-    width: int
-    height: int
-    boxes: Float64
-    box_scores: Float64
-    found: bool  # by the detector
-    crops: Crops
-    decode_seconds: float
-    crop_seconds: float
 
 
 class Pipeline:
@@ -263,7 +224,7 @@ class Pipeline:
         if self._unread > most:
             raise Unread(f"More than {most:,} bytes of drawn pictures wait for their clients to read them.")
 
-    async def _prepared(self, task: PoseTask, model: PoseModel, room: Room, seconds: dict[str, float]) -> list[_Prepared]:
+    async def _prepared(self, task: PoseTask, model: PoseModel, room: Room, seconds: dict[str, float]) -> list[Prepared]:
         """All pictures, searched where they are to be, and cut. The seconds of each stage are added, as below."""
         found = await self._search(task, seconds)
         for each in found.values():
@@ -298,7 +259,7 @@ class Pipeline:
         drawing.draw_people(picture, people.keypoints, joints.skeleton, joints.names, asked.threshold)
         return drawing.encode(picture, asked.extension)
 
-    async def _search(self, task: PoseTask, seconds: dict[str, float]) -> dict[int, _Found]:
+    async def _search(self, task: PoseTask, seconds: dict[str, float]) -> dict[int, Found]:
         """Who is found in the pictures without boxes, by the picture's number."""
         numbers = [number for number, boxes in enumerate(task.boxes) if boxes is None]
         if not numbers:
@@ -307,77 +268,24 @@ class Pipeline:
         if detector is None:
             raise NoDetector
         overviews, wait = await self._picture_threads.run(lambda n: self._overview(task, n, detector), numbers)
-        letterboxes = [overview.letterbox.pixels for overview in overviews]
+        letterboxes = [o.letterbox.pixels for o in overviews]
         ticket = await self.scheduler.run(detector.network, letterboxes, task.deadline)
         people = [detector.found(each, task.detection_threshold, task.max_people) for each in ticket.results]
-        seconds["decode"] += sum(overview.decode_seconds for overview in overviews)
+        seconds["decode"] += sum(o.decode_seconds for o in overviews)
         seconds["detect"] += sum(o.letterbox_seconds for o in overviews) + ticket.infer_seconds + ticket.keypoint_seconds
         seconds["queue"] += wait + ticket.queue_seconds
-        found = [
-            _Found(p, o.letterbox.gain, o.header, o.picture, o.reduction) for p, o in zip(people, overviews, strict=True)
-        ]
+        found = [Found(p, o.letterbox.gain, o.header, o.picture, o.reduction) for p, o in zip(people, overviews, strict=True)]
         return dict(zip(numbers, found, strict=True))
 
-    def _overview(self, task: PoseTask, number: int, detector: Detector) -> _Overview:
-        """Decode picture `number`, as small as the detector can do with, and letterbox it; on a picture thread."""
-        started = time.perf_counter()
-        try:
-            header = image.read_header(task.pictures[number])
-            reduction = image.reduction(header, max(header.width, header.height) / detector.side)
-            picture = image.decode(task.pictures[number], self._settings.max_image_pixels, reduction, header)
-        except (image.InvalidImage, image.ImageTooLarge) as error:
-            raise PictureError(number) from error
-        decoded = time.perf_counter()
-        letterbox = detector.letterbox(picture, reduction)
-        small = picture.shape[0] * picture.shape[1] <= _KEPT_PIXELS
-        kept = picture if small and self.scheduler.admitted <= _KEPT_PICTURES else None
-        return _Overview(header, letterbox, kept, reduction, decoded - started, time.perf_counter() - decoded)
+    def _overview(self, task: PoseTask, number: int, detector: Detector) -> Overview:
+        with _at_fault(number):
+            keep = self.scheduler.admitted <= _KEPT_PICTURES
+            return overview(task.pictures[number], detector, self._settings.max_image_pixels, keep)
 
-    def _prepare(self, task: PoseTask, number: int, model: PoseModel, found: _Found | None) -> _Prepared:
-        """Decode picture `number` and cut out its people, boxed or found; on a picture thread."""
-        started = time.perf_counter()
-        boxes = task.boxes[number] if found is None else _found_boxes(found, np.inf, np.inf)[0]
-        if boxes is None:
-            raise AssertionError("a picture without boxes was not searched")
-        try:
-            most = model.most_reductions(boxes)
-            pictures, reductions, (width, height) = self._for_crops(task.pictures[number], most, found, task.deadline)
-            if found is None:
-                box.check_boxes(boxes, width, height)
-        except (image.InvalidImage, image.ImageTooLarge, box.InvalidBox) as error:
-            raise PictureError(number) from error
-        decoded = time.perf_counter()
-        scores = np.ones(len(boxes))
-        if found is not None:
-            boxes, inside = _found_boxes(found, width, height)
-            boxes, scores = boxes[inside], found.people[inside, 4].astype(np.float64)
-            reductions = [times for times, kept in zip(reductions, inside, strict=True) if kept]
-        crops = model.cut_each(pictures.__getitem__, boxes, reductions)
-        cut = time.perf_counter()
-        return _Prepared(width, height, boxes, scores, found is not None, crops, decoded - started, cut - decoded)
-
-    def _for_crops(
-        self, data: bytes, most: list[float], found: _Found | None, deadline: float
-    ) -> tuple[dict[int, UInt8], list[int], tuple[int, int]]:
-        """A picture's decodings by their reduction, the reduction that each person is cut from, which is its own of `most` at
-        most, and the whole picture's width and height.
-
-        Each one's own size decides, so that nobody's joints depend on who else is asked for. Found people are cut from what
-        the detector saw, where it suffices. Raises InvalidImage, ImageTooLarge, and TimeoutError before a decoding after the
-        deadline: event loops go by time.monotonic().
-        """
-        header = found.header if found else image.read_header(data)
-        searched = found.reduction if found else np.inf
-        reductions = [image.crop_reduction(header, min(each, searched)) for each in most]
-        pictures = {}
-        for times in sorted(set(reductions)) or [image.crop_reduction(header, searched)]:
-            if found is not None and found.picture is not None and found.reduction == times:
-                pictures[times] = found.picture
-            elif time.monotonic() > deadline:
-                raise TimeoutError
-            else:
-                pictures[times] = image.decode(data, self._settings.max_image_pixels, times, header)
-        return pictures, reductions, image.upright_size(pictures[times], header, times)
+    def _prepare(self, task: PoseTask, number: int, model: PoseModel, found: Found | None) -> Prepared:
+        with _at_fault(number):
+            data, boxes = task.pictures[number], task.boxes[number]
+            return prepare(data, boxes, found, model, self._settings.max_image_pixels, task.deadline)
 
     async def _warm_up(self, model: PoseModel | Detector) -> float:
         """Run all that a lane may run of a model once; the seconds a crop at the quickest."""
@@ -391,19 +299,22 @@ class Pipeline:
         return seconds
 
 
-def _room_for(task: PoseTask, found: Mapping[int, _Found]) -> int:
+@contextmanager
+def _at_fault(number: int) -> Iterator[None]:
+    """What is wrong with a picture or its boxes is told with its place."""
+    try:
+        yield
+    except (image.InvalidImage, image.ImageTooLarge, box.InvalidBox) as error:
+        raise PictureError(number) from error
+
+
+def _room_for(task: PoseTask, found: Mapping[int, Found]) -> int:
     """Crops that a task holds room for: its people, one for a picture of nobody and until they are found, and one to draw."""
     people = sum(1 if boxes is None else max(1, len(boxes)) for n, boxes in enumerate(task.boxes) if n not in found)
     return people + sum(max(1, len(each.people)) for each in found.values()) + (task.drawing is not None)
 
 
-def _found_boxes(found: _Found, width: float, height: float) -> tuple[Float64, npt.NDArray[np.bool_]]:
-    """Boxes [N, 4] of found people in a picture of that size, and which of them lie on it, not in the letterbox's rim."""
-    boxes = detection.to_picture(found.people[:, :4], found.gain, width, height)
-    return boxes, detection.on_picture(boxes)
-
-
-def _people(model: PoseModel, prepared: list[_Prepared], results: list[Float32]) -> list[People]:
+def _people(model: PoseModel, prepared: list[Prepared], results: list[Float32]) -> list[People]:
     """The results of all crops, dealt out to their pictures and mapped into their pixels; who was found: once, best first."""
     joints, columns = len(model.description.keypoints.names), 3 if model.description.calibration is None else 4
     cells = np.stack(results) if results else np.zeros((0, joints, columns), np.float32)
