@@ -28,7 +28,7 @@ def test_load(service):
 
 def test_overload(start_service):
     url = start_service(queue_crops=8).client.base_url
-    told = run("overload.py", "--url", url, "--seconds", 3)
+    told = run("overload.py", "--url", url, "--seconds", 6)
     assert "while 3 times as many are asked for" in told
     assert "| 200 |" in told
     assert "| 429 |" in told
