@@ -41,17 +41,22 @@ def task(pictures: list[bytes], seconds: float = 30, drawn: Drawing | None = Non
     return PoseTask(pictures=pictures, boxes=[BOX] * len(pictures), max_people=50, deadline=deadline, drawing=drawn)
 
 
+def note_room(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, admitted: list[int]) -> None:
+    """Add to the list, with each decoding from now on, how much room is held."""
+    decode = image.decode
+
+    def noted(*arguments: Any) -> Any:
+        admitted.append(pipeline.scheduler.admitted)
+        return decode(*arguments)
+
+    monkeypatch.setattr(image, "decode", noted)
+
+
 def test_pictures_of_nobody_hold_room_each(monkeypatch, t_pose):
-    admitted = []
+    admitted: list[int] = []
 
     async def work(pipeline: Pipeline) -> None:
-        decode = image.decode
-
-        def noted(*arguments: Any) -> Any:
-            admitted.append(pipeline.scheduler.admitted)
-            return decode(*arguments)
-
-        monkeypatch.setattr(image, "decode", noted)
+        note_room(monkeypatch, pipeline, admitted)
         await pipeline.estimate(replace(task([t_pose] * 3), boxes=[np.zeros((0, 4))] * 3))
         assert pipeline.scheduler.admitted == 0
 
@@ -64,13 +69,7 @@ def test_a_picture_to_be_searched_holds_the_room_of_as_many_people_as_there_usua
     admitted: list[int] = []
 
     async def work(pipeline: Pipeline) -> None:
-        decode = image.decode
-
-        def noted(*arguments: Any) -> Any:
-            admitted.append(pipeline.scheduler.admitted)
-            return decode(*arguments)
-
-        monkeypatch.setattr(image, "decode", noted)
+        note_room(monkeypatch, pipeline, admitted)
         for held in (1, 1, 1, 1, 1, 1, 1, 2):
             admitted.clear()
             (people,) = (await pipeline.estimate(replace(task([two_women]), boxes=[None]))).people
