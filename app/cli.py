@@ -100,9 +100,9 @@ def predict(
     """Find the people of PHOTOS, files or folders, and write one COCO file of them all.
 
     A photo's file_name in the answer is its path within the named folder, or its bare name. In folders, files that end
-    in .jpg, .jpeg, .png, .webp, .bmp, .tif or .tiff are photos. Photos that cannot be read are left out and listed at the
-    end; the exit code is then 1. Without --boxes, photos are numbered from 0 in the order of the arguments, those of a
-    folder by path.
+    in .jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .tif or .tiff are photos. Photos that cannot be read, among them those
+    in .heic, .heif, .avif and .gif, are left out and listed at the end; the exit code is then 1. Without --boxes, photos
+    are numbered from 0 in the order of the arguments, those of a folder by path.
     COCO results hold these numbers and no names of files: where you need names, take --format coco.
     """
     settings = _settings()

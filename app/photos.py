@@ -25,7 +25,8 @@ from app.client import AsyncPoseClient, NoAnswer, Options, Pose, PoseError, Refu
 from app.outputs import check_regular, real, whole_file
 from app.vision import drawing, image
 
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+_UNREAD = frozenset((".heic", ".heif", ".avif", ".gif"))  # photos all the same: that they are left out must be told
 _DRAWN = {".jpg": ".jpg", ".jpeg": ".jpg", ".png": ".png"}
 # Problems of one photo; others would meet all of them.
 _OF_A_PHOTO = frozenset(
@@ -102,7 +103,7 @@ def _files_of(path: Path) -> list[tuple[Path, str]]:
         raise click.UsageError(f"{error.filename}: {error.strerror}.")
 
     files = [Path(folder) / name for folder, _, names in os.walk(path, onerror=stop) for name in names]
-    files = sorted(file for file in files if file.suffix.lower() in _SUFFIXES)
+    files = sorted(file for file in files if file.suffix.lower() in _SUFFIXES | _UNREAD)
     if not files:
         raise click.UsageError(f"{path} holds no photos ({', '.join(sorted(_SUFFIXES))}).")
     return [(file, file.relative_to(path).as_posix()) for file in files]

@@ -190,6 +190,15 @@ def test_predict_leaves_a_bad_photo_out_and_says_so(lpn, server, photos):
     assert "images.0" not in told[1]
 
 
+def test_predict_tells_of_photos_of_a_kind_that_is_not_read(lpn, server, photos):
+    (photos / "IMG_1.HEIC").write_bytes(b"\0\0\0\x24ftypheic" + bytes(100))
+    shutil.move(photos / "t_pose_cc0.jpg", photos / "t_pose.jfif")
+    code, out, err = lpn("predict", photos, *server)
+    assert code == 1
+    assert [image["file_name"] for image in json.loads(out)["images"]] == ["t_pose.jfif", "women/two_women_outdoors_cc0.jpg"]
+    assert "IMG_1.HEIC: is a HEIC file, which is not read; send it as JPEG" in " ".join(err.split())
+
+
 @pytest.mark.parametrize("own", [True, False], ids=["by itself", "by a server"])
 def test_predict_goes_on_where_it_was_interrupted(lpn, server, photos, tmp_path, own):
     for number in range(30):

@@ -25,7 +25,8 @@ FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 _MAX_SIDE = 32_766  # OpenCV warps no larger picture
 _JPEG_SCANS = 100  # a scan of 26 bytes costs a pass over all pixels; encoders write about ten …
 _JPEG_SCANNED = 20  # … so many times the pixels that a picture may have in all scans together: a second of 50 million
-_JPEG_ARITHMETIC = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)  # a scan takes three times as long; browsers show none
+# An arithmetic scan takes three times as long, and browsers show none; a lossless file is not decoded smaller.
+_JPEG_UNREAD = dict.fromkeys((0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF), "with arithmetic coding") | {0xC3: "in lossless coding"}
 _JPEG_SEGMENTS = 5_000  # may be empty, and are looked at one by one; a large colour profile or XMP is some hundred
 _PNG_CHUNKS = _WEBP_CHUNKS = 100_000  # the same; encoders that write 8 KB in each fill 32 MiB with 4,000
 # What is handed to the decoder. It would inflate every text and colour profile, 8 KB to 8 MB, and tell of odd chunks in lines
@@ -39,6 +40,9 @@ _TIFF_TILE_PIXELS = 2**20  # of a tile, or its sides in whole multiples of 256: 
 _EXIF_BYTES = 65_535
 _JPEG_EXIFS = 8  # a file has one
 _TIFF_PARTS = 200_000  # strips or tiles; 50 megapixels in tiles of 16 × 16 pixels. Each costs as much as some 30 pixels
+# Of the first page: thumbnail, width, height, compression, colours, orientation, sides of a tile; where they are left out.
+_TIFF_NUMBERS = {254: 0, 256: 0, 257: 0, 259: 1, 262: 0, 274: 1, 322: 0, 323: 0}
+_TIFF_SCRAMBLED = (2, 3, 6, 7)  # orientations by which each tile is mirrored for itself
 _TIFF_CIELAB = 8  # a strip or tile of it costs as much as thousands of pixels; cameras write none
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
 _LARGE = 640 * 640  # pixels
@@ -51,6 +55,7 @@ FLAGS = {  # of OpenCV, to decode each side that many times smaller
 _INFLATED_AT_ONCE = 2**20  # bytes
 _PACKED_AT_ONCE = 65_536  # bytes
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
+_BMP_MASKS = (0xFF0000, 0xFF00, 0xFF)  # red, green, blue in 32 bits; OpenCV takes any for these
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32_773, 32_946)  # OpenCV reads the rest as black without a word
 
 
@@ -86,6 +91,9 @@ def read_header(data: bytes) -> Header:
             if header.width < 1 or header.height < 1:
                 raise InvalidImage(f"is a {format_} file of {header.width} × {header.height} pixels")
             return header
+    for start, magic, kind in _UNREAD:
+        if data.startswith(magic, start):
+            raise InvalidImage(f"is a {kind} file, which is not read; send it as JPEG")
     raise InvalidImage(f"is not a {FORMATS} file")
 
 
@@ -109,6 +117,8 @@ def decode(data: bytes, max_pixels: int, reduction: int = 1, header: Header | No
     if header.format == "PNG":
         _check_png_data(data, header)
         data = _what_is_read(data)
+    if header.format == "WebP":
+        data = _with_bare_exif(data)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS[reduction])
     except cv2.error as error:
@@ -161,8 +171,8 @@ def _measure_jpeg(data: bytes) -> Header:
         if segments > _JPEG_SEGMENTS:
             raise InvalidImage(f"is a JPEG file of more than {_JPEG_SEGMENTS:,} segments")
         (length,) = struct.unpack_from(">H", data, position)
-        if marker in _JPEG_ARITHMETIC:
-            raise InvalidImage("is a JPEG file with arithmetic coding, which is not read")
+        if marker in _JPEG_UNREAD:
+            raise InvalidImage(f"is a JPEG file {_JPEG_UNREAD[marker]}, which is not read")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, position + 3)
             if size is not None:
@@ -266,6 +276,21 @@ def _check_webp_chunks(data: bytes, end: int) -> None:
     raise InvalidImage(f"is a WebP file of more than {_WEBP_CHUNKS:,} chunks")
 
 
+def _with_bare_exif(data: bytes) -> bytes:
+    """A WebP file without the six bytes before its EXIF that a JPEG has: libvips (so sharp, too) and Pillow before 9.3 write
+    them, and OpenCV finds no orientation behind them."""
+    (riff,) = struct.unpack_from("<I", data, 4)
+    position = 12 if data[12:16] == b"VP8X" else len(data)
+    while position + 8 <= riff + 8:  # `_check_webp_chunks` has counted them
+        kind, length = struct.unpack_from("<4sI", data, position)
+        begin, position = position + 8, position + 8 + length + length % 2
+        if kind == b"EXIF":
+            if length < 6 or not data.startswith(b"Exif\0\0", begin):
+                break
+            return data[:begin] + data[begin + 6 : begin + length] + bytes(6) + data[begin + length :]
+    return data
+
+
 def _check_exif(format_: str, length: int) -> None:
     if length > _EXIF_BYTES:
         raise InvalidImage(f"is a {format_} file with {length:,} bytes of EXIF; at most {_EXIF_BYTES:,} are taken")
@@ -284,6 +309,8 @@ def _measure_bmp(data: bytes) -> Header:
         packed = 0
     else:
         width, height, _, depth, packed = struct.unpack_from("<iiHHI", data, 18)
+    if (packed, depth) == (3, 32) and struct.unpack_from("<III", data, 54) != _BMP_MASKS:
+        raise InvalidImage("is a BMP file whose colours lie in an order that is not read")
     height = abs(height)  # negative: rows from the top
     row = (width * depth + 31) // 32 * 4
     if packed in (0, 3, 6) and start + row * height > len(data):
@@ -292,38 +319,54 @@ def _measure_bmp(data: bytes) -> Header:
 
 
 def _measure_tiff(data: bytes) -> Header:
-    order = "<" if data[:2] == b"II" else ">"
-    (position,) = struct.unpack_from(order + "I", data, 4)
-    (count,) = struct.unpack_from(order + "H", data, position)
-    found = {256: 0, 257: 0, 259: 1, 262: 0, 322: 0, 323: 0}  # width, height, compression, colours, sides of a tile
-    seen = set[int]()
-    values, packed = 0, 0.0  # bytes of all entries' values, and of all strips and tiles
-    for entry in range(count):
-        tag, kind, number, place = struct.unpack_from(order + "HHII", data, position + 2 + 12 * entry)
-        values += number * _TIFF_VALUE_BYTES.get(kind, 0)
-        if tag in (279, 325) and kind in _TIFF_LENGTHS and values <= len(data):
-            inside = number * _TIFF_VALUE_BYTES[kind] <= 4
-            lengths = np.frombuffer(
-                data, order + _TIFF_LENGTHS[kind], number, position + 10 + 12 * entry if inside else place
-            )
-            packed += lengths.sum(dtype=np.float64)
-        if tag in (273, 279, 324, 325) and number > _TIFF_PARTS:
-            raise InvalidImage(f"is a TIFF file of more than {_TIFF_PARTS:,} strips or tiles")
-        if tag in found:
-            if tag in seen or kind not in (3, 4) or number != 1:  # a decoder might take another value for it than we
-                raise InvalidImage(f"is a TIFF file whose tag {tag} is not one number")
-            seen.add(tag)
-            (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, position + 10 + 12 * entry)
-    width, height, compression, colours, tile_width, tile_height = found.values()
+    numbers, parts = _tiff_directory(data)
+    page, width, height, compression, colours, orientation, tile_width, tile_height = numbers.values()
+    if page & 1:
+        raise InvalidImage("is a TIFF file that begins with a thumbnail, as cameras' raw files do; send its JPEG")
     if colours == _TIFF_CIELAB:
         raise InvalidImage("is a TIFF file in CIELab, which is not read")
     if compression not in _TIFF_COMPRESSIONS:
         raise InvalidImage(f"is a TIFF file of compression {compression}, which is not read")
+    if tile_width and orientation in _TIFF_SCRAMBLED:
+        raise InvalidImage(f"is a TIFF file in tiles with orientation {orientation}, which is not read")
     if tile_width * tile_height > max(_TIFF_TILE_PIXELS, (width + 255) // 256 * ((height + 255) // 256) * 2**16):
         raise InvalidImage(f"is a TIFF file with tiles of {tile_width} × {tile_height} pixels, far larger than it is")
-    if values > len(data) or packed > 2 * len(data):  # which a decoder would read, and in part keep, again and again
+    if sum(parts[tag].sum() for tag in (279, 325) if tag in parts) > 2 * len(data):
         raise InvalidImage("is a TIFF file whose parts are longer than itself")
+    for begins, lengths in ((273, 279), (324, 325)):
+        pairs = begins in parts and lengths in parts and len(parts[begins]) == len(parts[lengths])
+        if pairs and (parts[begins] + parts[lengths] > len(data)).any():
+            raise InvalidImage("is a TIFF file that ends early")  # of colours that lie apart OpenCV would read the first
     return Header("TIFF", width, height)
+
+
+def _tiff_directory(data: bytes) -> tuple[dict[int, int], dict[int, npt.NDArray[np.float64]]]:
+    """Of the first page the numbers of `_TIFF_NUMBERS`, and where its strips or tiles begin and how long they are, by tag."""
+    order = "<" if data[:2] == b"II" else ">"
+    (position,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, position)
+    numbers, parts, seen = _TIFF_NUMBERS.copy(), dict[int, npt.NDArray[np.float64]](), set[int]()
+    values = 0  # bytes of all entries' values, which a decoder would read
+    for here in range(position + 2, position + 2 + 12 * count, 12):
+        tag, kind, number, place = struct.unpack_from(order + "HHII", data, here)
+        values += number * _TIFF_VALUE_BYTES.get(kind, 0)
+        if values > len(data):
+            raise InvalidImage("is a TIFF file whose parts are longer than itself")
+        if tag in seen:
+            raise InvalidImage(f"is a TIFF file with tag {tag} twice")  # a decoder might take the other
+        if tag in numbers:
+            if kind not in (3, 4) or number != 1:
+                raise InvalidImage(f"is a TIFF file whose tag {tag} is not one number")
+            (numbers[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, here + 8)
+            seen.add(tag)
+        elif tag in (273, 279, 324, 325):
+            if number > _TIFF_PARTS:
+                raise InvalidImage(f"is a TIFF file of more than {_TIFF_PARTS:,} strips or tiles")
+            if kind in _TIFF_LENGTHS:
+                start = here + 8 if number * _TIFF_VALUE_BYTES[kind] <= 4 else place
+                parts[tag] = np.frombuffer(data, order + _TIFF_LENGTHS[kind], number, start).astype(np.float64)
+            seen.add(tag)
+    return numbers, parts
 
 
 _READERS: tuple[tuple[bytes, str, Callable[[bytes], Header]], ...] = (
@@ -333,4 +376,11 @@ _READERS: tuple[tuple[bytes, str, Callable[[bytes], Header]], ...] = (
     (b"BM", "BMP", _measure_bmp),
     (b"II*\x00", "TIFF", _measure_tiff),
     (b"MM\x00*", "TIFF", _measure_tiff),
+)
+
+_UNREAD = (  # where, what and whose
+    (0, b"GIF8", "GIF"),
+    *((4, b"ftyp" + brand, "HEIC") for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")),
+    *((4, b"ftyp" + brand, "AVIF") for brand in (b"avif", b"avis")),
+    *((0, magic, "BigTIFF") for magic in (b"II+\0", b"MM\0+")),
 )
