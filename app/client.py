@@ -115,7 +115,7 @@ class PoseClient:
         where the file cannot be read, and ValueError for pixels of another kind, boxes that are none and unknown options.
         None, as OpenCV gives it for a file that it cannot read, is a ValueError too.
         """
-        return _pose_of(self._ask("POST", "/v1/pose", **_request(picture, boxes, options)))
+        return _pose_of(self._ask("POST", "/v1/pose", **_request(picture, boxes, options)), picture)
 
     def models(self) -> list[dict[str, Any]]:
         """What `/v1/models` tells of each model. Raises PoseError."""
@@ -172,7 +172,7 @@ class AsyncPoseClient:
         """As PoseClient.estimate."""
         async with self._turns:
             request = await asyncio.to_thread(_request, picture, boxes, options)
-            return _pose_of(await self._ask("POST", "/v1/pose", **request))
+            return _pose_of(await self._ask("POST", "/v1/pose", **request), picture)
 
     async def models(self) -> list[dict[str, Any]]:
         """As PoseClient.models."""
@@ -320,13 +320,14 @@ def _origin(url: httpx.URL) -> str:
     return f"{url.scheme}://{url.netloc.decode()}"
 
 
-def _pose_of(response: httpx.Response) -> Pose:
+def _pose_of(response: httpx.Response, picture: Picture) -> Pose:
     try:
         data = response.json()
         (image,), (category,), people = data["images"], data["categories"], data["annotations"]
         joints = len(category["keypoints"])
         skeleton = tuple((first, second) for first, second in category["skeleton"])
         info = data["info"]
+        image["file_name"] = Path(picture).name if isinstance(picture, str | os.PathLike) else None
         names = (*category["keypoints"], info["model"], info["model_version"])
         if not all(isinstance(name, str) for name in names) or not all(
             isinstance(end, int) and 0 < end <= joints for pair in skeleton for end in pair

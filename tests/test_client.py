@@ -29,6 +29,8 @@ def pose_client(service):
 def test_the_people_of_a_photo(pose_client, service, two_women):
     pose = pose_client.estimate(PHOTO)
     data = service.client.post("/v1/pose", content=two_women, headers={"Content-Type": "image/jpeg"}).json()
+    assert data["images"][0].pop("file_name") is None
+    assert pose.coco["images"][0].pop("file_name") == PHOTO.name
     assert pose.coco == data
     assert (pose.width, pose.height) == (1280, 845)
     people = data["annotations"]
@@ -49,7 +51,7 @@ def test_a_path_bytes_and_pixels_are_pictures(pose_client):
     of_bytes, of_path = (
         pose_client.estimate(picture, TWO_WOMEN_BOXES) for picture in (bytearray(PHOTO.read_bytes()), str(PHOTO))
     )
-    assert of_bytes.coco == of_path.coco
+    assert of_bytes.coco["annotations"] == of_path.coco["annotations"]
     pixels = cv2.imread(str(PHOTO))
     of_pixels, of_png = (
         pose_client.estimate(picture, TWO_WOMEN_BOXES) for picture in (pixels, cv2.imencode(".png", pixels)[1].tobytes())
@@ -85,9 +87,10 @@ def test_boxes_of_another_form(pose_client, boxes):
         pose_client.estimate(PHOTO, boxes)
 
 
-def test_a_picture_has_no_file_name_with_boxes_and_without(pose_client):
+def test_a_picture_has_the_name_of_its_file_with_boxes_and_without(pose_client):
     for boxes in (TWO_WOMEN_BOXES, None):
-        assert pose_client.estimate(PHOTO, boxes).coco["images"][0]["file_name"] is None
+        assert pose_client.estimate(PHOTO, boxes).coco["images"][0]["file_name"] == PHOTO.name
+        assert pose_client.estimate(PHOTO.read_bytes(), boxes).coco["images"][0]["file_name"] is None
 
 
 IN_TWO_PROCESSES = """

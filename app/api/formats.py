@@ -68,7 +68,15 @@ def _data_set(model: ModelDescription, images: list[dict[str, Any]], annotations
             "service_version": __version__,
         },
         "images": images,
-        "categories": [{"id": 1, "name": "person", "keypoints": model.keypoints.names, "skeleton": model.keypoints.skeleton}],
+        "categories": [
+            {
+                "id": 1,
+                "name": "person",
+                "supercategory": "person",
+                "keypoints": model.keypoints.names,
+                "skeleton": model.keypoints.skeleton,
+            }
+        ],
         "annotations": annotations,
     }
 
@@ -99,6 +107,7 @@ def _annotations(found: People, threshold: float) -> Iterator[dict[str, Any]]:
             "bbox": box,
             "area": area,
             "iscrowd": 0,
+            "segmentation": [],  # CVAT and older versions of datumaro take no annotation without
             "num_keypoints": count,
             "keypoints": joints,
             "keypoint_scores": joint_scores,

@@ -88,6 +88,7 @@ class CategoryOut(BaseModel):
 
     id: Literal[1]
     name: Literal["person"]
+    supercategory: Literal["person"]
     keypoints: list[str]
     skeleton: list[Pair]
 
@@ -101,6 +102,7 @@ class AnnotationOut(BaseModel):
     bbox: BoxOut = Field(description="x, y, width, height: the given box, or the detector's.")
     area: float = Field(description="Of the box, in square pixels.")
     iscrowd: Literal[0]
+    segmentation: list[list[float]] = Field(max_length=0, description="None; some tools want it to be there.")
     num_keypoints: int
     keypoints: list[float] = Field(description="x, y, v of each joint; v is 2 at or over the threshold, else 0.")
     keypoint_scores: list[float] = Field(description="Height of each joint's heatmap, about 0 to 1; ranks joints.")

@@ -60,6 +60,7 @@ def test_a_picture_alone_is_answered_with_the_keypoints_of_its_people(plain):
     assert person["bbox"] == [295, 15, 545, 595]
     assert person["area"] == 545 * 595
     assert person["iscrowd"] == 0
+    assert person["segmentation"] == []
     assert person["bbox_score"] == 1
     assert len(person["keypoints"]) == 51
     assert len(person["keypoint_scores"]) == 17
