@@ -26,6 +26,7 @@ router = APIRouter(include_in_schema=False)  # OpenAPI knows no WebSockets; READ
 
 _Frame = tuple[bytes, int, float]
 
+_OUTCOMES = {429: "late", 504: "late", 500: "failed", 503: "failed"}  # of a frame, by its problem's status; others: refused
 _POLICY_VIOLATION, _INTERNAL_ERROR = 1008, 1011  # RFC 6455, 7.4.1
 
 
@@ -65,6 +66,7 @@ async def stream(socket: WebSocket) -> None:
     except WebSocketDisconnect:
         pass  # while it was answered
     except Exception:
+        metrics.stream_frames.labels("failed").inc()
         await socket.close(_INTERNAL_ERROR, "The service failed; its log tells why.")
         raise
     finally:
@@ -182,7 +184,7 @@ async def _answer(socket: WebSocket, newest: _Newest, options: Options) -> None:
             content = orjson.dumps(
                 content_of(problem, socket.state.request_id) | {"image_id": number, "skipped": number - before - 1}
             )
-            metrics.stream_frames.labels("failed" if problem.status in (500, 503) else "refused").inc()
+            metrics.stream_frames.labels(_OUTCOMES.get(problem.status, "refused")).inc()
         else:
             unready, total = False, time.perf_counter() - came
             content = coco_frame(number, number - before - 1, followed, model, threshold_of(options, model), total)

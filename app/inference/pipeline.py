@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from app.inference.models import open_models, warm_up
 from app.inference.picture_threads import PictureThreads
 from app.inference.pictures import Found, Overview, Prepared, overview, prepare
 from app.inference.pose import PoseModel
-from app.inference.scheduler import Room, Scheduler
+from app.inference.scheduler import Network, Room, Scheduler
 from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
@@ -141,21 +142,25 @@ class Pipeline:
         return self._picture_threads.why_stalled
 
     async def start(self) -> None:
-        """Open the lanes and warm up every model, which also measures the capacity."""
+        """Open the lanes and warm up every model, which also measures a first capacity."""
         self.scheduler.start()
         try:
             for model in self.models.pose.values():
                 seconds = await self._warm_up(model)
-                self.scheduler.usual_seconds |= {model.plain: seconds, model.with_flip_test: 2 * seconds}
+                self.scheduler.quickest |= {model.plain: seconds, model.with_flip_test: 2 * seconds}
                 if model.description.id == self.models.default:
                     self.scheduler.seconds_per_crop = seconds
-                self._metrics.capacity.labels(model.description.id).set(self._lanes / seconds)
+                capacity = partial(self._capacity, model.plain)
+                self._metrics.capacity.labels(model.description.id).set_function(capacity)
             if detector := self.models.detector:
-                self.scheduler.usual_seconds[detector.network] = await self._warm_up(detector)
+                self.scheduler.quickest[detector.network] = await self._warm_up(detector)
         except Exception:
             self._not_warm = "The warm-up failed; the log tells why."
             raise
         self._not_warm = None
+
+    def _capacity(self, network: Network) -> float:
+        return self._lanes / self.scheduler.quickest[network]
 
     async def stop(self) -> None:
         """Close the lanes and the picture threads."""

@@ -150,7 +150,7 @@ class Scheduler:
         self._tickets: deque[Ticket] = deque()
         self._tender: asyncio.Task[None] | None = None
         self.seconds_per_crop = 0.05  # of one lane: set at warm-up, then a moving average of the batches
-        self.usual_seconds: dict[Network, float] = {}  # a crop of each network, as the warm-up found it
+        self.quickest: dict[Network, float] = {}  # seconds a crop of each network on one lane, from the warm-up on
         self._started_lanes = 0
         self._standing = 0  # lanes that stood still, were replaced, and have not come back since
 
@@ -299,11 +299,12 @@ class Scheduler:
             self._standing -= 1
             return
         took = time.monotonic() - lane.started
+        self._metrics.network_seconds.labels(network.name).inc(took)
         lane.members, lane.task = [], None
         if isinstance(outcome, BatchResult) and len(outcome.values) == len(members):
             if run is network.run:  # the other way tells nothing of a busy lane
-                self.seconds_per_crop += 0.1 * (took / len(members) - self.seconds_per_crop)
-            self._deliver(members, outcome, took)
+                self._learn(network, took / len(members))
+            self._deliver(members, outcome)
         elif isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
             self._replace(lane, members, f"lane {lane.number} died of {type(outcome).__name__}")
         else:  # it raised an exception, or gave what is no result of so many crops
@@ -313,12 +314,16 @@ class Scheduler:
             _fail_all(members, BatchFailed(f"The network {network.name} failed on a batch of {len(members)}."), cause)
         self._fill_lanes()
 
-    def _deliver(self, members: list[tuple[Ticket, int]], result: BatchResult, took: float) -> None:
+    def _learn(self, network: Network, seconds: float) -> None:
+        """A crop of a batch has taken so long. The warm-up may have been slow, on cores that others used."""
+        self.seconds_per_crop += 0.1 * (seconds - self.seconds_per_crop)
+        self.quickest[network] = min(seconds, self.quickest.get(network, seconds))
+
+    def _deliver(self, members: list[tuple[Ticket, int]], result: BatchResult) -> None:
         network = members[0][0].network
         counter = self._metrics.crops if network.counts == "crops" else self._metrics.searched_images
         counter.labels(network.name).inc(len(members))
         self._metrics.batch_crops.labels(network.name).observe(len(members))
-        self._metrics.network_seconds.labels(network.name).inc(took)
         for (ticket, index), values in zip(members, result.values, strict=True):
             ticket.infer_seconds += result.infer_seconds / len(members)
             ticket.keypoint_seconds += result.keypoint_seconds / len(members)
@@ -348,7 +353,7 @@ class Scheduler:
                     continue
                 if stopped > 1:
                     lane.started = min(lane.started + stopped, time.monotonic())  # a batch may have begun since
-                usual = max(self.seconds_per_crop, self.usual_seconds.get(lane.members[0][0].network, 0.0))
+                usual = max(self.seconds_per_crop, self.quickest.get(lane.members[0][0].network, 0.0))
                 limit = max(_STALLED_SECONDS, _STALLED_TIMES * usual * len(lane.members))
                 if time.monotonic() - lane.started > limit:
                     self._standing += 1

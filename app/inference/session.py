@@ -69,7 +69,12 @@ def usable_memory(cgroup: Path = _CGROUP) -> int:
 
 
 def throttled_seconds(cgroup: Path = _CGROUP) -> float:
-    """Seconds that the cgroup's CPU quota has stopped its threads since it was made; 0 where that is not told."""
+    """Seconds that the CPU quotas of the cgroup and of those that hold it have stopped threads since they were made; 0 where
+    that is not told."""
+    return sum(_throttled(folder) for folder in (cgroup, *cgroup.parents))
+
+
+def _throttled(cgroup: Path) -> float:
     for file, name, units in (("cpu.stat", "throttled_usec", 1e6), ("cpu/cpu.stat", "throttled_time", 1e9)):  # v2, v1
         try:
             fields = dict(line.split() for line in (cgroup / file).read_text().splitlines())

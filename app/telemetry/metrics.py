@@ -40,7 +40,8 @@ class Metrics:
         self.streams = gauge("pose_streams", "Open streams.")
         self.stream_frames = counter(
             "pose_stream_frames",
-            "Frames of streams: answered, refused, failed by the service's fault, or skipped for newer ones.",
+            "Frames of streams: answered, refused (no picture), late (no room, or past the deadline), failed by the "
+            "service's fault, or skipped for newer ones.",
             ("outcome",),
         )
         self.stream_frame_seconds = seconds(
@@ -52,12 +53,15 @@ class Metrics:
             "pose_searched_images", "Pictures that a detector has searched for people.", ("model",)
         )
         self.batch_crops = histogram(
-            "pose_batch_crops", "Crops in a call of a network (a detector's: one picture).", ("model",), buckets=_CROPS
+            "pose_batch_crops",
+            "Crops that a network runs at once (with flip test also their mirrored ones; a detector's: one picture).",
+            ("model",),
+            buckets=_CROPS,
         )
         self.network_seconds = counter(
             "pose_inference_seconds", "Seconds that lanes ran a network, summed over the lanes.", ("model",)
         )
-        self.queue_crops = gauge("pose_queue_crops", "Crops that wait for a lane.")
+        self.queue_crops = gauge("pose_queue_crops", "Crops, and pictures to search, that wait for a lane.")
         self.admitted_crops = gauge(
             "pose_admitted_crops",
             "Crops that hold room in the queue: of pictures being decoded or searched, waiting or running.",
@@ -65,22 +69,26 @@ class Metrics:
         self.queue_limit = gauge("pose_queue_limit_crops", "Crops that may hold room in the queue.")
         self.lanes = gauge("pose_lanes", "Threads that run networks.")
         self.cpu_throttled = counter(
-            "pose_cpu_throttled_seconds", "Seconds that the cgroup's CPU quota has stopped its threads."
+            "pose_cpu_throttled_seconds", "Seconds that CPU quotas of its cgroup and those that hold it have stopped threads."
         )
         self.memory_limit = gauge(
             "pose_memory_limit_bytes", "Bytes of memory that the cgroup, or else the machine, has for it."
         )
-        self.queue_wait = seconds("pose_queue_wait_seconds", "Seconds that a crop waited for a lane.", registry=registry)
+        self.queue_wait = seconds(
+            "pose_queue_wait_seconds", "Seconds that a crop, or a picture to search, waited for a lane.", registry=registry
+        )
         self.rejected = counter(
             "pose_rejected", "Requests refused, by problem code; probes and /metrics are left out.", ("code",)
         )
-        self.dropped_crops = counter("pose_dropped_crops", "Crops dropped before they ran.", ("reason",))
+        self.dropped_crops = counter(
+            "pose_dropped_crops", "Crops, and pictures to search, dropped before they ran.", ("reason",)
+        )
         self.people_per_image = histogram("pose_people_per_image", "People in an answered picture.", buckets=_PEOPLE)
         self.workers_busy = gauge("pose_inference_workers_busy", "Lanes that are running a network.")
         self.lanes_replaced = counter("pose_inference_workers_replaced", "Lanes that died or stood still and were replaced.")
         self.capacity = gauge(
             "pose_crops_per_second_capacity",
-            "Crops a second of one lane at its quickest, measured at warm-up, times the lanes.",
+            "Crops a second of one lane at its quickest so far, times the lanes.",
             ("model",),
         )
         self.model_info = gauge(
@@ -95,13 +103,13 @@ class Metrics:
             self.people_per_image.observe(count)
 
     def _start_failures(self) -> None:
-        """Let the series of the service's own failures start at 0: Prometheus sees no increase in the first value of one."""
-        for status in (429, 500, 503, 504):
+        """Let the series of failures that alerts watch start at 0: Prometheus sees no increase in the first value of one."""
+        for status in (429, 499, 500, 503, 504):
             self.requests.labels("/v1/pose", "POST", status)
         self.requests.labels("connection", "other", 503)
         for code in ("queue_full", "internal_error", "not_ready", "shutting_down", "deadline_exceeded"):
             self.rejected.labels(code)
-        for outcome in ("answered", "refused", "failed", "skipped"):
+        for outcome in ("answered", "refused", "late", "failed", "skipped"):
             self.stream_frames.labels(outcome)
         for reason in ("deadline", "disconnect"):
             self.dropped_crops.labels(reason)

@@ -142,6 +142,7 @@ def dashboard(uid: str, title: str, panels: list[Panel], **more: str) -> Panel:
     }
 
 
+ANSWERED = f"sum(rate(pose_people_per_image_sum{{{ONE}}}[{RATE}]))"
 CROPS = f"sum(rate(pose_crops_total{{{MODEL}}}[{RATE}]))"
 REQUESTS = f"sum(rate(pose_http_requests_total{{{WITH_REFUSED}}}[{RATE}]))"
 FAULTS = f'(sum(rate(pose_http_requests_total{{{WITH_REFUSED},status=~"500|503"}}[{RATE}])) or vector(0)) / ({REQUESTS} > 0)'
@@ -155,9 +156,9 @@ SERVICE = [
     [
         stat(
             "People per second",
-            "pose_crops_total. Grey: nobody asks. It cannot exceed the capacity.",
+            "pose_people_per_image: those who are answered. Grey: nobody asks.",
             "short",
-            query(CROPS),
+            query(ANSWERED),
         ),
         stat(
             "Faults (500, 503)",
@@ -192,7 +193,7 @@ SERVICE = [
         stat(
             "Room taken",
             "pose_admitted_crops against pose_queue_limit_crops. Red: over 60 % of the queue's room; clients are about to "
-            "be refused: add replicas or cores.",
+            "be refused: add replicas or cores. Pictures to search are refused sooner, at what runs in half their deadline.",
             "percentunit",
             query(f"sum(pose_admitted_crops{{{ONE}}}) / sum(pose_queue_limit_crops{{{ONE}}})"),
             thresholds={None: "green", 0.4: "yellow", 0.6: "red"},
@@ -202,8 +203,8 @@ SERVICE = [
     [
         graph(
             "Requests by status",
-            "pose_http_requests_total, refused connections too. 4xx are the clients' faults, 500 and 503 the service's; 504: "
-            "a deadline passed.",
+            "pose_http_requests_total, refused connections too. 4xx are the clients' faults, 500 and 503 the service's; 499: "
+            "the client left; 504: a deadline passed. Refused requests has those that name no key or too large a body, too.",
             "reqps",
             query(f"sum by (status) (rate(pose_http_requests_total{{{WITH_REFUSED}}}[{RATE}]))", "{{status}}"),
             stack=True,
@@ -228,7 +229,7 @@ SERVICE = [
             "Where the time goes",
             "pose_stage_duration_seconds, mean of an answered pose request (failed ones are not counted), stacked. queue: "
             "too few cores; decode: large photos; read: slow clients; infer: the network, on shared or throttled cores "
-            "slower than at warm-up.",
+            "slower than at its quickest.",
             "s",
             query(
                 f'sum by (stage) (rate(pose_stage_duration_seconds_sum{{{ONE},stage!="total"}}[{RATE}])) '
@@ -248,11 +249,12 @@ SERVICE = [
     [
         graph(
             "People per second, against the paper and the capacity",
-            "pose_crops_total, pose_crops_per_second_capacity "
-            "(measured at warm-up). The paper's network did 17 persons a second on an i7-8700K. Below it while crops "
-            "wait: cores are shared or throttled.",
+            "pose_crops_total, pose_people_per_image, pose_crops_per_second_capacity (the lanes at their quickest). The "
+            "paper's network did 17 persons a second on an i7-8700K. Run below it while crops wait: cores are shared or "
+            "throttled. Answered far below run: clients leave, deadlines pass, or people are found twice.",
             "short",
-            query(CROPS, "people"),
+            query(CROPS, "run"),
+            query(ANSWERED, "answered"),
             query(f"sum by (model) (pose_crops_per_second_capacity{{{MODEL}}})", "capacity {{model}}"),
             query("vector(17)", "the paper"),
         ),
@@ -267,7 +269,8 @@ SERVICE = [
         ),
         graph(
             "Wait for a lane",
-            "pose_queue_wait_seconds. Over half a second: more comes than the cores can run.",
+            "pose_queue_wait_seconds, also of a request's crops behind its own others. Over half a second: more comes than "
+            "the cores can run, or one request has very many people.",
             "s",
             *quantiles("pose_queue_wait_seconds", ONE),
             thresholds={None: "green", 0.5: "red"},
@@ -304,7 +307,7 @@ SERVICE = [
         graph(
             "Frames of streams",
             "pose_stream_frames_total. skipped: a newer frame came before its turn, for clients that send too fast; "
-            "refused: broken pictures, deadlines, or no room; failed: the service's fault, see its log.",
+            "refused: broken pictures; late: no room, or past the deadline; failed: the service's fault, see its log.",
             "cps",
             query(f"sum by (outcome) (rate(pose_stream_frames_total{{{ONE}}}[{RATE}]))", "{{outcome}}"),
             stack=True,

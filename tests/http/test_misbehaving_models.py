@@ -154,8 +154,8 @@ def test_a_frame_that_fails_is_told_counted_and_the_stream_goes_on(start_service
         assert (failed["type"], failed["image_id"]) == ("/problems/internal_error", 0)
         stream.send(frames[1])
         assert orjson.loads(stream.recv(timeout=60))["images"][0]["id"] == 1
-    outcomes = ("answered", "failed", "refused", "skipped")
-    assert [service.metric("pose_stream_frames_total", outcome=outcome) for outcome in outcomes] == [1, 1, 0, 0]
+    outcomes = ("answered", "failed", "refused", "late", "skipped")
+    assert [service.metric("pose_stream_frames_total", outcome=outcome) for outcome in outcomes] == [1, 1, 0, 0, 0]
     assert failed["request_id"] in service.log
 
 

@@ -207,12 +207,16 @@ def test_streams_are_counted(start_service, t_pose):
         assert service.metric("pose_streams") == 1
         ask(socket_, t_pose)
         ask(socket_, b"nothing")
+        with stream(service, "?timeout_ms=1") as hasty:
+            ask(hasty, t_pose)
+        assert service.metric("pose_stream_frames_total", outcome="late") == 1
+        service.wait_until(lambda: service.metric("pose_streams") == 1)
         assert service.metric("pose_http_requests_in_flight") == 1  # the one for the metrics
     service.wait_until(lambda: service.metric("pose_streams") == 0)
     assert service.metric("pose_stream_frames_total", outcome="answered") == 1
     assert service.metric("pose_stream_frames_total", outcome="refused") == 1
     assert service.metric("pose_stream_frame_duration_seconds_count") == 1
-    service.wait_until(lambda: service.metric("pose_http_requests_total", route="/v1/stream", status="101") == 1)
+    service.wait_until(lambda: service.metric("pose_http_requests_total", route="/v1/stream", status="101") == 2)
     assert service.metric("pose_http_request_duration_seconds_count", route="/v1/stream") == 0
 
 

@@ -281,6 +281,35 @@ def test_a_batch_that_fails_answers_every_member():
     drive(work)
 
 
+def test_a_batch_that_fails_has_kept_its_lane_at_work():
+    def slow(batch: np.ndarray) -> BatchResult:
+        time.sleep(0.2)
+        raise ValueError(batch)
+
+    async def work(s: Scheduler) -> None:
+        with pytest.raises(BatchFailed):
+            await s.run(Network("broken", slow), crops(1), soon())
+
+    assert 0.2 <= value(drive(work), "pose_inference_seconds_total", model="broken") < 10
+
+
+def test_the_quickest_batch_of_a_network_is_remembered():
+    waits = iter((0.1, 0.02, 0.2))
+
+    def run(batch: np.ndarray) -> BatchResult:
+        time.sleep(next(waits))
+        return doubled(batch)
+
+    async def work(s: Scheduler) -> None:
+        network = Network("n", run)
+        s.quickest[network] = 5  # of a warm-up on cores that others used
+        for _ in range(3):
+            await s.run(network, crops(1), soon())
+        assert 0.02 <= s.quickest[network] < 0.1
+
+    drive(work)
+
+
 def test_a_batch_that_fails_when_its_callers_have_left_is_logged_all_the_same(caplog):
     gate = threading.Event()
 
@@ -637,7 +666,7 @@ def test_a_slow_network_is_not_taken_for_one_that_stands_still(monkeypatch, of_a
         if of_all:
             s.seconds_per_crop = 1  # 50 times that is the limit
         else:  # others are quick
-            s.usual_seconds[gate.network] = 1
+            s.quickest[gate.network] = 1
         job = asyncio.create_task(s.run(gate.network, crops(1), soon()))
         await asyncio.sleep(0.3)
         gate.opened.set()

@@ -111,6 +111,13 @@ def test_libraries_open_pools_for_what_is_alone_only(lanes, cores, helpers):
     assert counted.stdout == f"{1 + helpers}\n", counted.stderr
 
 
+def test_what_quotas_of_the_cgroups_above_have_throttled_counts(tmp_path):
+    (tmp_path / "slice/service").mkdir(parents=True)
+    for folder, microseconds in (("slice", 7_000_000), ("slice/service", 500_000)):
+        (tmp_path / folder / "cpu.stat").write_text(f"usage_usec 5\nthrottled_usec {microseconds}\n")
+    assert throttled_seconds(tmp_path / "slice/service") == 7.5
+
+
 def test_throttled_time_is_read_from_either_kind_of_cgroup(tmp_path):
     assert throttled_seconds(tmp_path) == 0
     (tmp_path / "cpu").mkdir()
