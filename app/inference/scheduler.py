@@ -282,7 +282,7 @@ class Scheduler:
 
     async def _run_batch(self, lane: _Lane, alone: bool) -> None:
         """Run a lane's batch on its thread, answer its members, and hand the lane its next batch."""
-        members, network = lane.members, lane.members[0][0].network
+        members, network, began = lane.members, lane.members[0][0].network, lane.started
         run = network.alone if alone and network.alone else network.run
         crops = [ticket.crops[index] for ticket, index in members]
         self._metrics.workers_busy.inc()
@@ -302,7 +302,9 @@ class Scheduler:
         self._metrics.network_seconds.labels(network.name).inc(took)
         lane.members, lane.task = [], None
         if isinstance(outcome, BatchResult) and len(outcome.values) == len(members):
-            if run is network.run:  # the other way tells nothing of a busy lane
+            if (
+                run is network.run and lane.started == began
+            ):  # else it tells nothing of a lane: others helped, or time stood still
                 self._learn(network, took / len(members))
             self._deliver(members, outcome)
         elif isinstance(outcome, BaseException) and not isinstance(outcome, Exception):

@@ -69,7 +69,7 @@ class Metrics:
         self.queue_limit = gauge("pose_queue_limit_crops", "Crops that may hold room in the queue.")
         self.lanes = gauge("pose_lanes", "Threads that run networks.")
         self.cpu_throttled = counter(
-            "pose_cpu_throttled_seconds", "Seconds that CPU quotas of its cgroup and those that hold it have stopped threads."
+            "pose_cpu_throttled_seconds", "Seconds that CPU quotas have stopped its cgroup, or one that holds it."
         )
         self.memory_limit = gauge(
             "pose_memory_limit_bytes", "Bytes of memory that the cgroup, or else the machine, has for it."

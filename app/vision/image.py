@@ -40,8 +40,9 @@ _TIFF_TILE_PIXELS = 2**20  # of a tile, or its sides in whole multiples of 256: 
 _EXIF_BYTES = 65_535
 _JPEG_EXIFS = 8  # a file has one
 _TIFF_PARTS = 200_000  # strips or tiles; 50 megapixels in tiles of 16 × 16 pixels. Each costs as much as some 30 pixels
-# Of the first page: thumbnail, width, height, compression, colours, orientation, sides of a tile; where they are left out.
-_TIFF_NUMBERS = {254: 0, 256: 0, 257: 0, 259: 1, 262: 0, 274: 1, 322: 0, 323: 0}
+# Of the first page, or where it is left out: thumbnail, width, height, compression, colours, orientation, sides of a tile,
+# and whether colours lie apart (2).
+_TIFF_NUMBERS = {254: 0, 256: 0, 257: 0, 259: 1, 262: 0, 274: 1, 322: 0, 323: 0, 284: 1}
 _TIFF_SCRAMBLED = (2, 3, 6, 7)  # orientations by which each tile is mirrored for itself
 _TIFF_CIELAB = 8  # a strip or tile of it costs as much as thousands of pixels; cameras write none
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
@@ -320,7 +321,7 @@ def _measure_bmp(data: bytes) -> Header:
 
 def _measure_tiff(data: bytes) -> Header:
     numbers, parts = _tiff_directory(data)
-    page, width, height, compression, colours, orientation, tile_width, tile_height = numbers.values()
+    page, width, height, compression, colours, orientation, tile_width, tile_height, apart = numbers.values()
     if page & 1:
         raise InvalidImage("is a TIFF file that begins with a thumbnail, as cameras' raw files do; send its JPEG")
     if colours == _TIFF_CIELAB:
@@ -334,9 +335,9 @@ def _measure_tiff(data: bytes) -> Header:
     if sum(parts[tag].sum() for tag in (279, 325) if tag in parts) > 2 * len(data):
         raise InvalidImage("is a TIFF file whose parts are longer than itself")
     for begins, lengths in ((273, 279), (324, 325)):
-        pairs = begins in parts and lengths in parts and len(parts[begins]) == len(parts[lengths])
+        pairs = apart == 2 and begins in parts and lengths in parts and len(parts[begins]) == len(parts[lengths])
         if pairs and (parts[begins] + parts[lengths] > len(data)).any():
-            raise InvalidImage("is a TIFF file that ends early")  # of colours that lie apart OpenCV would read the first
+            raise InvalidImage("is a TIFF file that ends early")  # OpenCV would read the colours that are there
     return Header("TIFF", width, height)
 
 
@@ -380,7 +381,8 @@ _READERS: tuple[tuple[bytes, str, Callable[[bytes], Header]], ...] = (
 
 _UNREAD = (  # where, what and whose
     (0, b"GIF8", "GIF"),
-    *((4, b"ftyp" + brand, "HEIC") for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")),
+    *((4, b"ftyp" + brand, "HEIC") for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")),
+    *((4, b"ftyp" + brand, "HEIC or AVIF") for brand in (b"mif1", b"msf1")),
     *((4, b"ftyp" + brand, "AVIF") for brand in (b"avif", b"avis")),
     *((0, magic, "BigTIFF") for magic in (b"II+\0", b"MM\0+")),
 )

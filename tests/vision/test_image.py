@@ -580,6 +580,13 @@ def test_a_tiff_whose_colours_lie_apart_must_have_all_of_them():
         image.decode(cut, MOST)
 
 
+def test_a_tiff_whose_strip_is_told_longer_than_it_is_is_read():
+    """As some encoders write it; libtiff finds the length by itself."""
+    tags = {256: (4, 1, WIDTH), 257: (4, 1, HEIGHT), 258: (3, 3, 8), 262: (3, 1, 2), 273: (4, 1, 14), 277: (3, 1, 3)}
+    tags |= {279: (4, 1, RGB.nbytes + 1000)}
+    assert_reads(tiff_of(tags, struct.pack("<HHH", 8, 8, 8) + RGB.tobytes()), RGB[..., ::-1])
+
+
 def test_a_bmp_with_its_colours_in_another_order_is_refused():
     """OpenCV would not look at the order."""
     data = bytearray(cv2.imencode(".bmp", np.dstack([RGB, RGB[..., 0]]))[1].tobytes())
