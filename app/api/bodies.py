@@ -29,6 +29,8 @@ from app.settings import Settings
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream")
 _OPTIONS = (*Options.model_fields, "boxes")
 _STREAM_OPTIONS = tuple(name for name in Options.model_fields if name != "format")
+# A form has no charset (RFC 7578), but Apache's HttpClient before 5.4 and JMeter name one of these by themselves.
+_FORM_CHARSETS = frozenset((b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1"))
 _FORM_FIELDS = 32  # beside a field for each box
 _BLANKS = re.compile(rb"[ \t]{101}")  # behind a boundary, where a parser passes over them one by one
 _EXTENDED_NAME = re.compile(rb"(?i);\s*filename\*\s*=\s*utf-8'[^']*'([^;\s]+)")
@@ -156,6 +158,7 @@ class _FormParser(MultiPartParser):
     ended = False
 
     def on_headers_finished(self) -> None:
+        self._charset = "utf-8"  # whatever the form names; what is none is taken for ISO-8859-1
         disposition = self._current_part.content_disposition or b""
         _, of_part = parse_options_header(disposition)
         if extended := _EXTENDED_NAME.search(disposition):
@@ -190,7 +193,8 @@ async def _of_few_parts(stream: AsyncGenerator[bytes, None], delimiter: bytes, m
 
 async def _parsed_form(request: Request, settings: Settings) -> FormData:
     _, parameters = parse_options_header(request.headers["content-type"])
-    if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":  # Python knows charsets that make no text
+    charset = parameters.get(b"charset", b"utf-8").lower()
+    if charset not in _FORM_CHARSETS:  # Python knows charsets that make no text
         raise Problem(
             "malformed_body", "multipart/form-data is taken in UTF-8 alone; its Content-Type names another charset."
         )

@@ -109,6 +109,17 @@ def test_a_file_name_of_a_form_may_be_percent_encoded(client, t_pose, name):
     assert answer.json()["images"][0]["file_name"] == 'ä".jpg'
 
 
+@pytest.mark.parametrize("charset", ["UTF-8", "utf8", "US-ASCII", "ISO-8859-1"])
+def test_a_form_may_name_the_charset_that_its_client_names_by_itself(client, t_pose, charset):
+    """As Apache's HttpClient before 5.4 and JMeter do."""
+    head = '--x\r\nContent-Disposition: form-data; name="image"; filename="ü.jpg"\r\n\r\n'
+    part = head.encode("latin-1" if charset == "ISO-8859-1" else "utf-8") + t_pose + b"\r\n--x--\r\n"
+    kind = {"Content-Type": f"multipart/form-data; charset={charset}; boundary=x"}
+    answer = client.post("/v1/pose?boxes=", content=part, headers=kind)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["images"][0]["file_name"] == "ü.jpg"
+
+
 def test_boxes_of_a_form_may_be_repeated(client, t_pose):
     fields = [("image", ("a.jpg", t_pose)), *(("boxes", (None, T_POSE)) for _ in range(40))]
     assert len(client.post("/v1/pose", files=fields).json()["annotations"]) == 40
