@@ -27,7 +27,7 @@ def is_handshake(url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
     """Whether a GET of HTTP/1.1 with these headers opens a stream: a whole handshake, which websockets takes as well."""
     if (
         url.partition(b"?")[0] != _PATH
-        or {name for name, _ in headers} & {b"content-length", b"transfer-encoding"}
+        or any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
         or len(headers) > _HEAD_LINES
         or max(map(len, (url, *(name + value for name, value in headers)))) > _HEAD_LINE_BYTES
     ):
