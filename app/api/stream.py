@@ -27,6 +27,7 @@ router = APIRouter(include_in_schema=False)  # OpenAPI knows no WebSockets; READ
 _Frame = tuple[bytes, int, float]
 
 _OUTCOMES = {429: "late", 504: "late", 500: "failed", 503: "failed"}  # of a frame, by its problem's status; others: refused
+_DEFAULT_PORTS = {"http": ":80", "ws": ":80", "https": ":443", "wss": ":443"}
 _POLICY_VIOLATION, _INTERNAL_ERROR = 1008, 1011  # RFC 6455, 7.4.1
 
 
@@ -77,7 +78,10 @@ async def stream(socket: WebSocket) -> None:
 def _check_origin(socket: WebSocket, settings: Settings) -> None:
     """Raise Problem for pages of other origins: browsers let any page open a WebSocket and leave it to the server."""
     origin = socket.headers.get("origin")
-    if origin is None or origin.partition("://")[2] == socket.headers.get("host"):
+    if origin is None:
+        return
+    scheme, _, host = origin.partition("://")
+    if socket.headers.get("host") in (host, host + _DEFAULT_PORTS.get(scheme, "")):  # some proxies and clients write it out
         return
     if not {origin, "*"} & set(settings.cors_origins):
         told = f"The page's origin is {origin[:200]!r}, neither the service's own nor one that POSE_CORS_ORIGINS names."

@@ -282,6 +282,15 @@ def test_pages_of_other_origins_are_refused(service, guarded):
         assert "POSE_CORS_ORIGINS" in problem["detail"]
     with stream(service, origin=f"http://127.0.0.1:{service.port}"):
         pass
+    for host, origin in (
+        ("a.example:443", "https://a.example"),
+        ("a.example:443", "wss://a.example"),
+        ("a.example:80", "http://a.example"),
+    ):
+        assert exchanged(service, head_of(Host=host, Origin=origin), until=b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+    assert exchanged(service, head_of(Host="a.example:80", Origin="https://a.example"), until=b"\r\n\r\n").startswith(
+        b"HTTP/1.1 403 "
+    )
     key = {"X-API-Key": "sesame+/ü".encode().decode("latin-1")}
     with stream(guarded, origin="https://app.example", additional_headers=key):
         pass
@@ -307,6 +316,12 @@ def test_pages_of_other_origins_are_refused(service, guarded):
 def test_what_is_no_handshake_is_told_so(service, changed):
     answer = exchanged(service, head_of(**changed), b"12345", until=b"no handshake")
     assert answer.startswith(b"HTTP/1.1 404 ")
+
+
+def test_a_handshake_may_tell_that_it_has_no_body(service):
+    """As Java's own client did in 17, and Shelly's devices do."""
+    answer = exchanged(service, head_of(Content_Length="0"), until=b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 101 ")
 
 
 def test_a_handshake_of_http_1_0_is_none(service):
