@@ -29,7 +29,7 @@ from app.settings import Settings
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream")
 _OPTIONS = (*Options.model_fields, "boxes")
 _STREAM_OPTIONS = tuple(name for name in Options.model_fields if name != "format")
-# A form has no charset (RFC 7578), but Apache's HttpClient before 5.4 and JMeter name one of these by themselves.
+# A form has no charset (RFC 7578), but Apache's HttpClient 5.1 names one of these by itself.
 _FORM_CHARSETS = frozenset((b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1"))
 _FORM_FIELDS = 32  # beside a field for each box
 _BLANKS = re.compile(rb"[ \t]{101}")  # behind a boundary, where a parser passes over them one by one

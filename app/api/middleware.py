@@ -52,6 +52,7 @@ def cors(app: ASGIApp, settings: Settings) -> ASGIApp:
         allow_methods=["GET", "HEAD", "POST"],
         allow_headers=["*"],
         expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
+        allow_private_network=True,  # some browsers ask before a page of the Internet reaches a service on this network
     )
 
 

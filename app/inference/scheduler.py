@@ -302,9 +302,7 @@ class Scheduler:
         self._metrics.network_seconds.labels(network.name).inc(took)
         lane.members, lane.task = [], None
         if isinstance(outcome, BatchResult) and len(outcome.values) == len(members):
-            if (
-                run is network.run and lane.started == began
-            ):  # else it tells nothing of a lane: others helped, or time stood still
+            if run is network.run and lane.started == began:  # no others helped, and the process was never stopped
                 self._learn(network, took / len(members))
             self._deliver(members, outcome)
         elif isinstance(outcome, BaseException) and not isinstance(outcome, Exception):

@@ -484,6 +484,8 @@ def test_a_page_of_the_named_origin_may_ask_and_read_problems(guarded):
         asked = guarded.client.options(path, headers=origin | wish | {"Access-Control-Request-Method": method})
         assert asked.status_code == 200
         assert asked.headers["access-control-allow-origin"] == "https://pages.example"
+    near = guarded.client.options("/v1/pose", headers=origin | wish | {"Access-Control-Request-Private-Network": "true"})
+    assert (near.status_code, near.headers["access-control-allow-private-network"]) == (200, "true")
     without_key = guarded.client.get("/v1/models", headers=origin)
     key = {"X-API-Key": "first-key"}
     too_large = guarded.client.post("/v1/pose", content=bytes(33 * 2**20), headers=origin | key | JPEG)

@@ -111,7 +111,7 @@ def test_a_file_name_of_a_form_may_be_percent_encoded(client, t_pose, name):
 
 @pytest.mark.parametrize("charset", ["UTF-8", "utf8", "US-ASCII", "ISO-8859-1"])
 def test_a_form_may_name_the_charset_that_its_client_names_by_itself(client, t_pose, charset):
-    """As Apache's HttpClient before 5.4 and JMeter do."""
+    """As Apache's HttpClient 5.1 does."""
     head = '--x\r\nContent-Disposition: form-data; name="image"; filename="ü.jpg"\r\n\r\n'
     part = head.encode("latin-1" if charset == "ISO-8859-1" else "utf-8") + t_pose + b"\r\n--x--\r\n"
     kind = {"Content-Type": f"multipart/form-data; charset={charset}; boundary=x"}

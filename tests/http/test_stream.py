@@ -319,7 +319,7 @@ def test_what_is_no_handshake_is_told_so(service, changed):
 
 
 def test_a_handshake_may_tell_that_it_has_no_body(service):
-    """As Java's own client did in 17, and Shelly's devices do."""
+    """As the client of Java 17 does."""
     answer = exchanged(service, head_of(Content_Length="0"), until=b"\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 101 ")
 
