@@ -18,9 +18,8 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 PHOTOS = Path(__file__).parents[1] / "data/photos"
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
-)
+# Chrome first: Ubuntu's Chromium is a snap, which sees no files of ours.
+BROWSER = next(filter(None, map(shutil.which, ("google-chrome", "chromium", "chromium-browser"))), None)
 SWITCHES = [
     "--headless",
     "--no-sandbox",  # which root has none of, in a container
@@ -142,7 +141,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory, t_pose: bytes) -> Iterator
         told = folder / "profile/DevToolsActivePort"
         until = time.monotonic() + 60
         while not (told.exists() and told.read_text().count("\n")):
-            if process.poll() is not None or time.monotonic() > until:  # as Ubuntu's, which is a snap
+            if process.poll() is not None or time.monotonic() > until:  # as a snap's
                 pytest.skip(f"{BROWSER} does not start: {(folder / 'log').read_text()[-500:]}")
             time.sleep(0.05)
         yield int(told.read_text().split("\n")[0])
