@@ -32,7 +32,7 @@ Boxes = Sequence[Sequence[float]] | Float64
 
 _URL = "http://localhost:8000"
 _TIMEOUT = httpx.Timeout(75, connect=5, pool=None)  # seconds; the service gives a request a minute at most by default
-_RETRIES = 6  # three seconds, where the service names no wait
+_RETRIES = 6  # 2.4 to 4.7 seconds, where the service names no wait
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 1.6  # seconds, where the answer names none …
 _LONGEST_NAMED_WAIT = 60.0  # … and where it does
 _STRANGE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of JSON that is not the service's

@@ -206,7 +206,7 @@ def _draw(frame: UInt8, followed: Followed, model: ModelDescription, threshold: 
 @contextmanager
 def _film(file: Path, frames: Frames) -> Iterator[cv2.VideoWriter]:
     """A video to write, as large and as fast as the frames."""
-    rate = round(frames.rate, 3 if frames.rate < 65 else 2)  # MPEG-4 has 16 bits for its denominator
+    rate = round(frames.rate, 3 if frames.rate < 65 else 2 if frames.rate < 655 else 1)  # MPEG-4 has 16 bits for it
     with whole_file(file) as half:
         film = cv2.VideoWriter(_for_opencv(half), cv2.VideoWriter.fourcc(*"mp4v"), rate, frames.size)
         try:

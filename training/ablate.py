@@ -165,7 +165,7 @@ def _hash(file: Path) -> str:
 
 
 def ablate(arguments: argparse.Namespace) -> None:
-    """Train and measure every run, and write the table anew after each. Raises DataError."""
+    """Train and measure every run, and write the table anew after each. Raises DataError and ModelError."""
     device = arguments.device
     whole = place_of(arguments.out, arguments.minutes)
     start = _hash(arguments.start) if arguments.start else None

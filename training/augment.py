@@ -70,7 +70,8 @@ class Colours:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What becomes of a batch of N people, in pixels of the crops; where a change is not made its row is zero."""
+    """What becomes of a batch of N people, in pixels of the crops. Rectangles, reductions, blurs and qualities are zero where
+    that change is not made."""
 
     height: int
     width: int

@@ -122,7 +122,8 @@ def record(model_file: Path, table: CalibrationTable) -> None:
     head, mark, accuracy = text.partition("[accuracy")
     head = head.split("\n# Expected distance", 1)[0].rstrip()
     section = f"""
-# Expected distance from the true place in cells: exp(intercept of the joint + score · ln(score) + spread · ln(spread)).
+# Expected distance from the true place in cells: exp(intercept of the joint + score · ln(score) + spread · ln(spread)),
+# where a score counts as 0.01 at least, and a spread as 0.5 cells.
 [calibration]
 intercepts = {list(table.intercepts)}
 score = {table.score}

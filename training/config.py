@@ -78,7 +78,7 @@ class Stage(Table):
     warm_up: int = Field(200, ge=0)  # steps, half of the stage's at most
     average: float = Field(0.998, ge=0, lt=1)  # of the weights, a step
     placement: float = Field(1.0, ge=0, allow_inf_nan=False)  # weight of the placement loss beside the squared error
-    hardest: int = Field(17, ge=1, le=17)  # joints of a person that count: those with the largest loss
+    hardest: int = Field(17, ge=1, le=17)  # joints of a person that count: those furthest from their least loss
 
     @model_validator(mode="after")
     def _some_step(self) -> Self:

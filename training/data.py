@@ -108,7 +108,7 @@ def _faults_of(annotation_file: Path) -> Iterator[None]:
 
 
 def _people_of(content: dict[str, Any]) -> dict[str, Any]:
-    """A COCO file's content with the annotations of people alone, checked. Raises KeyError and ValueError."""
+    """A COCO file's content with the annotations of people alone, checked. Raises KeyError, ValueError and TypeError."""
     for image in content["images"]:
         _check_image(image)
     known = _ids(content, "images")
@@ -172,7 +172,7 @@ def _check_image(image: dict[str, Any]) -> None:
 
 
 def _check_person(annotation: dict[str, Any]) -> None:
-    """Raise ValueError for what is no person's annotation, and KeyError where it lacks something."""
+    """Raise ValueError or TypeError for what is no person's annotation, and KeyError where it lacks something."""
     number, keypoints = annotation["id"], annotation.get("keypoints") or []
     if not isinstance(number, int):
         raise TypeError(f"annotation {number!r} has an id that is no whole number")

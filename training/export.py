@@ -32,10 +32,10 @@ from training.evaluate import labelled_boxes
 from training.files import make_folder, write_together
 from training.int8 import in_int8, samples_of
 from training.keypoints import MIRROR, NAMES, SKELETON
-from training.lpn import HEATMAP_STRIDE, LPN, depth_of
+from training.lpn import HEATMAP_STRIDE, LPN
 from training.pixels import MEAN, STD, normalised
 from training.served import ServedLPN
-from training.weights import read_lpn, write_content
+from training.weights import check_weights, read_lpn, write_content
 
 log = logging.getLogger("export")
 
@@ -64,7 +64,7 @@ def export(
     graph differs from PyTorch by more than 1e-4, or where int8 moves joints. Nothing is written then: a model already there
     stays whole.
     """
-    depth = depth_of(weights)
+    depth = check_weights(weights)
     model = LPN(depth).eval()
     model.load_state_dict({key: without_denormals(value) for key, value in weights.items()})
     check_finite(model)

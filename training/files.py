@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: a full disk or a killed process leaves what was there before."""
+"""Files that are each there whole or not at all: a full disk or a killed process leaves what was there before."""
 
 import contextlib
 import os

@@ -14,7 +14,7 @@ from training.data import read_annotations, set_of
 from training.files import DataError, write_whole
 from training.sheet import found_people
 
-# OKS to the labels. Those below are mostly hidden, with one or two joints labelled; those above are found.
+# OKS to the labels. Those below are mostly hidden, or labelled at one or two joints; those above are found.
 _HARD = (0.3, 0.8)
 
 

@@ -177,7 +177,7 @@ def quick_check(model: LPN, people: People, height: int, device: torch.device) -
 def train(run: Run, start: Path | None) -> bool:
     """Train until the last stage ends or the run is to stop; True when all is done. Writes into the run's folder.
 
-    A new run starts from the weights in the file `start`, or from scratch. Raises DataError.
+    A new run starts from the weights in the file `start`, or from scratch. Raises DataError, and ModelError for a teacher.
     """
     for stage in run.config.stages:  # now, not hours later when its turn comes
         teacher_of(run, stage)

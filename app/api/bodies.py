@@ -35,7 +35,7 @@ _FORM_FIELDS = 32  # beside a field for each box
 _BLANKS = re.compile(rb"[ \t]{101}")  # behind a boundary, where a parser passes over them one by one
 _EXTENDED_NAME = re.compile(rb"(?i);\s*filename\*\s*=\s*utf-8'[^']*'([^;\s]+)")
 _FIELD_BYTES = 2**20  # of a form's field: 1,600 boxes of long numbers are a tenth of it
-_JSON_TOKENS = 200_000  # brackets and commas; 1,600 boxes are 8,000, and a small body of more makes objects without number
+_JSON_TOKENS = 200_000  # brackets and commas; 1,600 boxes are 9,600, and a small body of more makes objects without number
 _NAME_BYTES = 255  # of a file, in the file systems that people have
 _TOLD_ERRORS, _TOLD_CHARACTERS = 20, 80  # of what a client made up: an answer stays small
 _WISHES = {  # pydantic's kind of error → what it must be, in our words
@@ -224,9 +224,10 @@ async def _parsed_form(request: Request, settings: Settings) -> FormData:
     return form
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
-    if body.count(b",") + body.count(b"[") + body.count(b"{") > _JSON_TOKENS:
-        raise Problem("malformed_body", f"The body holds over {_JSON_TOKENS:,} brackets and commas.")
+def _json_object(body: bytes, settings: Settings) -> dict[str, Any]:
+    most = max(_JSON_TOKENS, 6 * settings.max_images * settings.max_boxes)  # five and one to spare for each box
+    if body.count(b",") + body.count(b"[") + body.count(b"{") > most:
+        raise Problem("malformed_body", f"The body holds over {most:,} brackets and commas.")
     try:
         content = orjson.loads(body.removeprefix(codecs.BOM_UTF8))  # which some of Windows' tools write
     except orjson.JSONDecodeError as error:
@@ -240,7 +241,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
 
 def _from_json(body: bytes, query: dict[str, str], settings: Settings) -> PoseRequest:
-    content = _json_object(body)
+    content = _json_object(body, settings)
     _refuse_strangers(content, JsonBody.model_fields, ())
     images = content.get("images")
     if isinstance(images, list):

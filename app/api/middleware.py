@@ -145,7 +145,7 @@ class Problems:
 
 
 class ApiKeys:
-    """Lets only requests with one of the keys pass, except to probes and metrics. No keys: everybody passes."""
+    """Lets only requests with one of the keys pass, except to probes, metrics and the pages. No keys: everybody passes."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[SecretStr]) -> None:
         self._app = app

@@ -78,7 +78,8 @@ class KeypointTable(_Table):
 
 
 class CalibrationTable(_Table):
-    """How far off joints are to be expected: exp(intercept of the joint + score · ln(score) + spread · ln(spread)) in cells.
+    """How far off joints are to be expected: exp(intercept of the joint + score · ln(score) + spread · ln(spread)) in cells,
+    where a score counts as 0.01 at least, and a spread as 0.5 cells (heatmap.error_signs).
 
     Fitted by training.calibrate on one half of held-out people, and checked on the other.
     """

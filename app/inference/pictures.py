@@ -60,7 +60,7 @@ class Prepared:
 
 def overview(data: bytes, detector: Detector, most_pixels: int, keep: bool) -> Overview:
     """Decode a picture of so many pixels at most, as small as the detector can do with, and letterbox it. `keep` its pixels
-    if they are few. Raises InvalidImage and ImageTooLarge."""
+    if they are few. Raises InvalidImage, ImageTooLarge and MemoryError."""
     started = time.perf_counter()
     header = image.read_header(data)
     reduction = image.reduction(header, max(header.width, header.height) / detector.side)
@@ -74,8 +74,8 @@ def overview(data: bytes, detector: Detector, most_pixels: int, keep: bool) -> O
 def prepare(
     data: bytes, boxes: Float64 | None, found: Found | None, model: PoseModel, most_pixels: int, deadline: float
 ) -> Prepared:
-    """Decode a picture and cut out its people, boxed or found. Raises InvalidImage, ImageTooLarge, InvalidBox, and
-    TimeoutError before a decoding after the deadline."""
+    """Decode a picture and cut out its people, boxed or found. Raises InvalidImage, ImageTooLarge, InvalidBox, MemoryError,
+    and TimeoutError before a decoding after the deadline."""
     started = time.perf_counter()
     if found is not None:
         boxes = _found_boxes(found, np.inf, np.inf)[0]

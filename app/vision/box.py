@@ -24,7 +24,8 @@ class InvalidBox(Exception):
 
 
 def check_boxes(boxes: Float64, width: int, height: int) -> None:
-    """Raise InvalidBox for the first of boxes [N, 4] that is not finite, has no area or misses the picture entirely."""
+    """Raise InvalidBox for one of boxes [N, 4] that is not finite, has no area, is less than a pixel both ways, reaches
+    beyond 1,000,000 pixels or misses the picture entirely."""
     x, y, w, h = boxes.T
     with np.errstate(invalid="ignore", over="ignore"):
         faults = (

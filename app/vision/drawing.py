@@ -24,7 +24,7 @@ def draw_people(
 
     `skeleton` pairs joints, counted from 1. The person's left is blue, the right orange, what joins them green.
     """
-    limit = 8 * max(picture.shape)  # OpenCV draws within 16-bit coordinates
+    limit = 8 * max(picture.shape)  # OpenCV takes 32-bit coordinates
     for person in keypoints:
         places = [(int(x), int(y)) for x, y in np.rint(np.clip(person[:, :2], -limit, limit))]
         seen = visible(person, threshold)

@@ -89,8 +89,8 @@ def decode(heatmaps: Float32, beta: float, shift: bool, window: int | None = Non
 def spreads(heatmaps: Float32) -> Float32:
     """Heatmaps [N, K, H, W] → how far they spread [N, K], in cells: the deviation of places weighted by the squared map.
 
-    Values below 0 count as 0, and a map without any above it spreads evenly. Every second cell is enough, at a quarter of
-    the cost: what is sought is several peaks or a broad one.
+    Values below 0.0001 count as that: a map without any above it spreads evenly, and a very faint one widely. Every second
+    cell is enough, at a quarter of the cost: what is sought is several peaks or a broad one.
     """
     weights = np.maximum(heatmaps[:, :, ::2, ::2], np.float32(1e-4))
     np.multiply(weights, weights, out=weights)

@@ -65,7 +65,7 @@ class InvalidImage(Exception):
 
 
 class ImageTooLarge(Exception):
-    """The picture has more pixels than allowed."""
+    """The picture has more pixels than allowed, or a longer side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,8 @@ class Header:
 
 
 def read_header(data: bytes) -> Header:
-    """The header of a picture file. Raises InvalidImage for other bytes and for files that end early."""
+    """The header of a picture file. Raises InvalidImage for other bytes, files that end early, and kinds that
+    are not read."""
     if not data:
         raise InvalidImage("is empty")
     for magic, format_, measure in _READERS:
@@ -103,7 +104,7 @@ def decode(data: bytes, max_pixels: int, reduction: int = 1, header: Header | No
     (a TIFF's is blended onto black). `reduction` (1, 2, 4, 8): each side that many times smaller, which a JPEG gives cheaply:
     its pixels are the means of squares of the whole picture's. `header` is the file's where it was read already.
 
-    Raises InvalidImage, and ImageTooLarge from the header alone.
+    Raises InvalidImage, ImageTooLarge from the header alone, and MemoryError.
     """
     header = header or read_header(data)
     if header.width * header.height > max_pixels or max(header.width, header.height) > _MAX_SIDE:

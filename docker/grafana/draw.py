@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter
 STEP = 10  # seconds
 COLOURS = {"text": "#3d4450", "green": "#2e8b57", "yellow": "#c98a00", "red": "#c0392b"}
 Panel = dict[str, Any]
-Series = list[tuple[dict[str, str], list[float], list[float]]]  # labels, seconds ago, values
+Series = list[tuple[dict[str, str], list[float], list[float]]]  # labels, minutes from now (below 0), values
 
 
 def ask(prometheus: httpx.Client, expression: str, minutes: float) -> Series:

@@ -28,7 +28,7 @@ _FROZEN_BLOCKS = 3  # with the stem: edges and textures are ImageNet's, and the 
 class _Depthwise5(torch.autograd.Function):
     """5×5 depthwise convolution, stride 1, whose weight gradient is made of four 3×3 ones.
 
-    oneDNN's bfloat16 weight gradient takes 40 to 80 times as long for 5×5 kernels as for 3×3 (README.md of this folder).
+    oneDNN's bfloat16 weight gradient takes some hundred times as long for 5×5 kernels as for 3×3 (README.md of this folder).
     """
 
     @staticmethod

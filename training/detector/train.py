@@ -95,7 +95,7 @@ def losses(model: PersonDetector, batch: Batch, device: torch.device) -> dict[st
 
 @torch.no_grad()
 def quick_check(model: PersonDetector, photos: Photos, side: int, device: torch.device) -> dict[str, float]:
-    """The losses on some photos of their own size, always placed alike: a guide; `evaluate` gives the figures."""
+    """The losses on some photos, each brought to `side` and always placed alike: a guide; `evaluate` gives the figures."""
     still = Variation(scale=(1.0, 1.0), mosaic=0.0, rotated=0.0, stretch=0.0, colour=False)
     model.eval()
     found: list[dict[str, float]] = []
