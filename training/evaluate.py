@@ -1,6 +1,6 @@
 """How accurate a model is: `python -m training.evaluate --model lpn50 --data DATA`, or on a COCO folder of your own.
 
-    python -m training.evaluate --model lpn50 --annotations person_keypoints_val2017.json --images val2017/ \
+    python -m training.evaluate --model lpn50 --annotations measured.json --images val2017/ \
         [--detections boxes.json] [--flip-test]
 
 Pictures go through the service's own code, or with --server through a running service. Each set counts on its own.

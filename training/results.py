@@ -1,4 +1,4 @@
-"""How accurate found people are: `python -m training.results people.json --annotations person_keypoints_val2017.json`.
+"""How accurate found people are: `python -m training.results people.json --annotations measured.json`.
 
 `people.json` is what `lpn predict val2017/ --out people.json` has written, so that detector and pose network are measured as
 the service answers, or anybody's COCO results.
