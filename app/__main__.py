@@ -66,6 +66,7 @@ def serve() -> int:
     settings = read_settings()
     if settings is None:
         return 1
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash would write the pictures in memory to a disk
     if fault := _raise_file_limit(settings.max_connections):
         print(f"POSE_MAX_CONNECTIONS: {fault}", file=sys.stderr)
         return 1

@@ -90,6 +90,11 @@ def test_a_low_limit_of_open_files_is_raised_to_suit_the_connections(start_servi
     assert resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE) == (500, hard)
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="other processes' limits are told on Linux alone")
+def test_a_crash_would_write_no_memory_to_a_disk(service):
+    assert resource.prlimit(service.process.pid, resource.RLIMIT_CORE) == (0, 0)
+
+
 def test_every_wrong_setting_is_told():
     said = refusal(port="x", lanes="y").splitlines()
     assert {line.split(":")[0] for line in said} == {"POSE_PORT", "POSE_LANES"}

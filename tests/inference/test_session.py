@@ -146,12 +146,13 @@ def test_no_limit_of_cgroup_v2_is_the_machines_memory(tmp_path):
     assert usable_memory(tmp_path) == usable_memory(tmp_path / "nowhere")
 
 
-def test_onnx_runtime_tells_nobody_of_us(tmp_path):
+@pytest.mark.parametrize("module", ["app.inference.session", "loadtests.graphs", "loadtests.peers.work", "training.int8"])
+def test_onnx_runtime_tells_nobody_of_us(tmp_path, module):
     """Where it did, it would leave the name it gave this machine under the home folder."""
     environment = {name: value for name, value in os.environ.items() if not re.match("CI$|ORT_|GITHUB_|XDG_", name)}
     root = Path(__file__).parents[2]
     model = "pathlib.Path('model_store/lpn50/1/model.onnx').read_bytes()"
-    open_it = f"import pathlib, app.inference.session as session; session.open_session({model})"
+    open_it = f"import pathlib, {module}, app.inference.session as session; session.open_session({model})"
     ran = subprocess.run(
         [sys.executable, "-c", open_it], cwd=root, env=environment | {"HOME": str(tmp_path)}, capture_output=True
     )
