@@ -1,8 +1,9 @@
 """More photos than can be answered: `.venv/bin/python loadtests/overload.py [--times 3] [--seconds 20]`, a running service.
 
-A photo of two people comes without boxes, first from eight clients that wait for their answers, then so many times as often
-as those were answered, whatever comes back. What is answered then, in the last two thirds of the time, and how long answers
-and refusals take is printed. Loopback on one machine: the client's own work is in the figures, and takes from the service's.
+A photo of two people comes, without boxes unless `--query` has some, first from eight clients that wait for their answers,
+then so many times as often as those were answered, whatever comes back. What is answered then, in the last two thirds of the
+time, and how long answers and refusals take is printed. Loopback on one machine: the client's own work is in the figures, and
+takes from the service's.
 """
 
 import argparse
@@ -33,11 +34,12 @@ class Clients:
     """Clients of one service, each with a connection, as many as have a request on its way: httpx's own pool of so many would
     be what is measured."""
 
-    def __init__(self, url: str, photo: bytes) -> None:
+    def __init__(self, url: str, photo: bytes, query: str) -> None:
         at = urlsplit(url)
         self._address = at.hostname, at.port or 80
         head = (
-            f"POST /v1/pose HTTP/1.1\r\nHost: {at.netloc}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(photo)}\r\n\r\n"
+            f"POST /v1/pose?{query} HTTP/1.1\r\nHost: {at.netloc}\r\n"
+            f"Content-Type: image/jpeg\r\nContent-Length: {len(photo)}\r\n\r\n"
         )
         self._request = head.encode() + photo
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
@@ -73,9 +75,9 @@ async def capacity(clients: Clients, seconds: float) -> float:
     return sum(answer.status == 200 for answer in answers) / seconds
 
 
-async def measure(url: str, times: float, seconds: float) -> None:
+async def measure(url: str, times: float, seconds: float, query: str = "") -> None:
     """Measure and print."""
-    clients = Clients(url, PHOTO.read_bytes())
+    clients = Clients(url, PHOTO.read_bytes(), query)
     await capacity(clients, 1)
     able = await capacity(clients, seconds / 2)
     asking: list[asyncio.Task[Answer]] = []
@@ -103,9 +105,10 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--times", type=float, default=3, help="requests for each one that can be answered")
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--query", default="", help="options of each request: boxes=140,200,225,640&timeout_ms=2000")
     arguments = parser.parse_args()
     try:
-        asyncio.run(measure(arguments.url, arguments.times, arguments.seconds))
+        asyncio.run(measure(arguments.url, arguments.times, arguments.seconds, arguments.query))
     except (OSError, ZeroDivisionError) as error:
         raise SystemExit(f"{arguments.url} gives no answer: {error}") from error
 

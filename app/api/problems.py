@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from app.inference import models, pipeline, scheduler
+from app.inference import admission, models, pipeline, scheduler
 from app.vision import box, image
 
 _TOLD_CHARACTERS = 500  # of a text, which may hold what a client sent: tens of kilobytes in a URL or a header
@@ -82,12 +82,12 @@ def at(code: str, loc: Location, message: str) -> Problem:
 
 # Exceptions whose own words are the detail.
 _CODES: dict[type[BaseException], str] = {
+    admission.QueueFull: "queue_full",
+    admission.TooManyCrops: "too_many_boxes",
     models.ModelNotFound: "model_not_found",
     pipeline.NotReady: "not_ready",
     pipeline.Unread: "queue_full",
     scheduler.LaneLost: "not_ready",
-    scheduler.QueueFull: "queue_full",
-    scheduler.TooManyCrops: "too_many_boxes",
 }
 
 

@@ -101,7 +101,7 @@ class Follower:
     ) -> _Seen:
         """Find everybody, and look for those who were here and are not found. Who is found where somebody was is the same."""
         # Who is cut to how many may be told is not one who is not found. But no more than one request may ask for.
-        most = max(task.max_people, min(task.max_people + len(here), self._pipeline.scheduler.queue_crops))
+        most = max(task.max_people, min(task.max_people + len(here), self._pipeline.scheduler.admission.limit))
         people = _people(await self._pipeline.estimate(replace(task, max_people=most)), seconds)
         seen = _Seen(people, np.zeros(len(people.scores), np.int64), np.ones(len(people.scores), np.bool_))
         if (people.width, people.height) != self._size:

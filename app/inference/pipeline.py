@@ -17,13 +17,14 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from app.inference.admission import Room
 from app.inference.detector import Detector
 from app.inference.model_store import ModelError
 from app.inference.models import open_models, warm_up
 from app.inference.picture_threads import PictureThreads
 from app.inference.pictures import Found, Overview, Prepared, overview, prepare
 from app.inference.pose import PoseModel
-from app.inference.scheduler import Network, Room, Scheduler
+from app.inference.scheduler import Network, Scheduler
 from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
@@ -44,7 +45,7 @@ class NoDetector(Exception):
 
 
 class NotReady(Exception):
-    """The models are still being warmed up, or no lane is left."""
+    """No work is taken: models are not warm, lanes or picture threads stand still, or the service has stopped."""
 
 
 class Unread(Exception):
@@ -138,7 +139,7 @@ class Pipeline:
         if self._not_warm:
             return self._not_warm
         if not self.scheduler.ready:
-            return "No lane runs, or as many as there are lanes stand still."
+            return "No lane runs, as many as there are lanes stand still, or a network fails on every crop."
         return self._picture_threads.why_stalled
 
     async def start(self) -> None:
@@ -149,7 +150,7 @@ class Pipeline:
                 seconds = await self._warm_up(model)
                 self.scheduler.quickest |= {model.plain: seconds, model.with_flip_test: 2 * seconds}
                 if model.description.id == self.models.default:
-                    self.scheduler.seconds_per_crop = seconds
+                    self.scheduler.admission.seconds_per_crop = seconds
                 capacity = partial(self._capacity, model.plain)
                 self._metrics.capacity.labels(model.description.id).set_function(capacity)
             if detector := self.models.detector:
@@ -178,7 +179,7 @@ class Pipeline:
         """Find the keypoints of everybody, boxed or found.
 
         Raises ModelNotFound, NoDetector, NotReady, QueueFull, TooManyCrops, Unread, PictureError, TimeoutError, BatchFailed,
-        LaneLost and ShuttingDown.
+        LaneLost, ShuttingDown, and MemoryError where OpenCV has none left.
         """
         if why := self.why_not_ready:  # which picture threads change meanwhile
             raise NotReady(why)
@@ -186,7 +187,7 @@ class Pipeline:
         if task.drawing:
             self._check_unread()
         seconds: dict[str, float] = defaultdict(float)
-        with self.scheduler.admit(*self._expected_room(task)) as room:
+        with self.scheduler.admission.admit(*self._expected_room(task), task.deadline) as room:
             async with asyncio.timeout_at(task.deadline):
                 prepared = await self._prepared(task, model, room, seconds)
             crops = [crop for picture in prepared for crop in picture.crops.pixels]
@@ -201,16 +202,15 @@ class Pipeline:
     def _expected_room(self, task: PoseTask) -> tuple[int, int]:
         """The room that a task takes before its pictures are searched, and the room that it leaves to others.
 
-        It takes room for as many people in each picture as there usually are, and leaves a quarter of the queue, and what the
-        lanes do not run in half of its time, to those that turn out to have more. Else nearly all that a full queue searches
-        is searched in vain: there is no room for the people found, or no time.
+        It takes room for as many people in each picture as there usually are, and leaves a quarter of the queue, or what the
+        lanes do not run in half of its time if that is more, to those that turn out to have more. Else nearly all that a full
+        queue searches is searched in vain: there is no room for the people found, or no time.
         """
-        limit, least = self.scheduler.queue_crops, _room_for(task, {})
+        limit, least = self.scheduler.admission.limit, _room_for(task, {})
         searched = sum(boxes is None for boxes in task.boxes)
         if not searched:
             return least, 0
-        time_left = max(0.0, task.deadline - asyncio.get_running_loop().time())
-        in_time = int(self.scheduler.lanes * time_left / 2 / self.scheduler.seconds_per_crop)
+        in_time = int(self.scheduler.admission.crops_until(task.deadline) / 2)
         leave = max(0, limit - max(least, min(limit - limit // 4, in_time)))
         usual = least + round(searched * (min(self._usual_people, task.max_people) - 1))
         return max(least, min(usual, limit - leave)), leave
@@ -284,7 +284,7 @@ class Pipeline:
 
     def _overview(self, task: PoseTask, number: int, detector: Detector) -> Overview:
         with _at_fault(number):
-            keep = self.scheduler.admitted <= _KEPT_PICTURES
+            keep = self.scheduler.admission.admitted <= _KEPT_PICTURES
             return overview(task.pictures[number], detector, self._settings.max_image_pixels, keep)
 
     def _prepare(self, task: PoseTask, number: int, model: PoseModel, found: Found | None) -> Prepared:

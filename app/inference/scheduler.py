@@ -9,35 +9,25 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from app.inference.admission import Admission, Room
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 _TEND_SECONDS = 0.25  # between two looks at the lanes
+_SUSPECT = 3  # batches of a network in a row that failed: it is tried on a crop of zeros …
+_TRIED_SECONDS = 10.0  # … which may take so long
 _STOP_SECONDS = 2.0  # for the batches that run when the scheduler is stopped
 _STALLED_TIMES = 50  # a lane that runs this many times its usual time a crop …
 _STALLED_SECONDS = 5.0  # … and at least so long, stands still
-
-
-class QueueFull(Exception):
-    """The queue has no room for a request's crops; `retry_after` is the seconds until it should."""
-
-    def __init__(self, crops: int, limit: int, retry_after: int) -> None:
-        super().__init__(f"The queue holds at most {limit} crops and has no room for the {crops} of this request.")
-        self.retry_after = retry_after
-
-
-class TooManyCrops(Exception):
-    """A request with more crops than the queue can ever hold."""
 
 
 class ShuttingDown(Exception):
@@ -85,7 +75,7 @@ class Ticket:
     enqueued: float
     answer: asyncio.Future[None]
     results: list[npt.NDArray[np.float32]]  # nothing where a crop has not run
-    room: "Room | None" = None  # that its crops hold
+    room: Room | None = None  # that its crops hold
     next: int = 0  # the first crop that no batch has taken
     left: int = 0  # crops without a result
     queue_seconds: float = 0.0  # until the last crop was taken, but for the lanes' time of its own before
@@ -109,50 +99,23 @@ class _Lane:
     lost: bool = False
 
 
-class Room:
-    """The room in the queue that a request holds: for each crop, until it has run."""
-
-    def __init__(self, scheduler: "Scheduler") -> None:
-        self.crops = 0
-        self._scheduler = scheduler
-
-    def resize(self, crops: int, leave: int = 0) -> None:
-        """Hold room for so many crops instead, and leave some to others. Raises QueueFull or TooManyCrops; what was held is
-        held on then."""
-        scheduler = self._scheduler
-        if crops > scheduler.queue_crops:
-            raise TooManyCrops(f"The request holds {crops} crops; the queue takes at most {scheduler.queue_crops}.")
-        excess = scheduler.admitted - self.crops + crops + leave - scheduler.queue_crops
-        if excess > 0:
-            seconds = excess * scheduler.seconds_per_crop / scheduler.lanes
-            raise QueueFull(crops, scheduler.queue_crops, max(1, math.ceil(seconds)))
-        self._hold(crops)
-
-    def give_back(self, crops: int) -> None:
-        """Hold room for so many crops less, as far as any is held."""
-        self._hold(max(0, self.crops - crops))
-
-    def _hold(self, crops: int) -> None:
-        self._scheduler.hold(crops - self.crops)
-        self.crops = crops
-
-
 class Scheduler:
     """Shares `lanes` threads among all requests; at most `queue_crops` crops are admitted at once."""
 
     def __init__(self, lanes: int, queue_crops: int, max_batch_crops: int, metrics: Metrics) -> None:
-        self.queue_crops = queue_crops
         self.max_batch_crops = max_batch_crops
-        self.admitted = 0
+        self.admission = Admission(queue_crops, lanes, metrics)
         self._metrics = metrics
         self.lanes = lanes
         self._lanes: list[_Lane] = []
         self._tickets: deque[Ticket] = deque()
         self._tender: asyncio.Task[None] | None = None
-        self.seconds_per_crop = 0.05  # of one lane: set at warm-up, then a moving average of the batches
         self.quickest: dict[Network, float] = {}  # seconds a crop of each network on one lane, from the warm-up on
         self._started_lanes = 0
         self._standing = 0  # lanes that stood still, were replaced, and have not come back since
+        self._failures: dict[Network, int] = {}  # batches in a row
+        self._trials: dict[Network, asyncio.Task[None]] = {}
+        self._failing: set[Network] = set()  # also on zeros, so that no request is at fault
 
     @property
     def waiting(self) -> int:
@@ -161,8 +124,9 @@ class Scheduler:
 
     @property
     def ready(self) -> bool:
-        """Whether lanes are there to take work, and the cores not all lost to lanes that stand still."""
-        return self._tender is not None and not self._tender.done() and self._standing < self.lanes
+        """Whether lanes are there to take work, not all cores lost to lanes that stand still, and no network always fails."""
+        running = self._tender is not None and not self._tender.done()
+        return running and self._standing < self.lanes and not self._failing
 
     def start(self) -> None:
         """Open the lanes. Call it on the event loop that will submit."""
@@ -171,9 +135,10 @@ class Scheduler:
 
     async def stop(self) -> None:
         """Close the lanes; whatever still waits is answered with ShuttingDown."""
-        if self._tender is not None:
-            self._tender.cancel()
-            await asyncio.gather(self._tender, return_exceptions=True)
+        tasks = [task for task in (self._tender, *self._trials.values()) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         while self._tickets:
             _fail(self._tickets.popleft(), ShuttingDown("The service is shutting down."))
         running = [lane.task for lane in self._lanes if lane.task]
@@ -181,22 +146,6 @@ class Scheduler:
             await asyncio.wait(running, timeout=_STOP_SECONDS)
         for lane in self._lanes:
             lane.thread.shutdown(wait=False)
-
-    @contextmanager
-    def admit(self, crops: int, leave: int = 0) -> Iterator["Room"]:
-        """Hold room in the queue for a request's crops until it is answered, where so much of it is left to others. Raises
-        QueueFull or TooManyCrops at once."""
-        room = Room(self)
-        try:
-            room.resize(crops, leave)
-            yield room
-        finally:
-            room.give_back(room.crops)
-
-    def hold(self, crops: int) -> None:
-        """Count so many crops more (or less) as admitted."""
-        self.admitted += crops
-        self._metrics.admitted_crops.set(self.admitted)
 
     async def run(
         self, network: Network, crops: Sequence[npt.NDArray[np.uint8]], deadline: float, room: Room | None = None
@@ -304,6 +253,7 @@ class Scheduler:
         if isinstance(outcome, BatchResult) and len(outcome.values) == len(members):
             if run is network.run and lane.started == began:  # no others helped, and the process was never stopped
                 self._learn(network, took / len(members))
+            self._failures.pop(network, None)
             self._deliver(members, outcome)
         elif isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
             self._replace(lane, members, f"lane {lane.number} died of {type(outcome).__name__}")
@@ -312,11 +262,30 @@ class Scheduler:
             if all(ticket.answer.done() for ticket, _ in members):  # else it is logged under the ids of their requests
                 log.error("a batch failed whose requests had ended", exc_info=cause)
             _fail_all(members, BatchFailed(f"The network {network.name} failed on a batch of {len(members)}."), cause)
+            self._failures[network] = self._failures.get(network, 0) + 1
+            if self._failures[network] >= _SUSPECT and network not in self._trials:
+                self._trials[network] = asyncio.create_task(self._try(network, np.zeros_like(crops[0])))
         self._fill_lanes()
+
+    async def _try(self, network: Network, crop: npt.NDArray[np.uint8]) -> None:
+        """Run a network on a crop, again and again until that succeeds; while it does not, the network is failing."""
+        while True:
+            try:
+                await self.run(network, [crop], asyncio.get_running_loop().time() + _TRIED_SECONDS)
+                break
+            except BatchFailed:
+                if network not in self._failing:
+                    log.exception("the network %s fails on zeros too; no work is taken meanwhile", network.name)
+                self._failing.add(network)
+            except (LaneLost, TimeoutError):
+                log.warning("the network %s gave nothing for zeros in time", network.name)
+            await asyncio.sleep(_TEND_SECONDS)
+        self._failing.discard(network)
+        del self._trials[network]
 
     def _learn(self, network: Network, seconds: float) -> None:
         """A crop of a batch has taken so long. The warm-up may have been slow, on cores that others used."""
-        self.seconds_per_crop += 0.1 * (seconds - self.seconds_per_crop)
+        self.admission.seconds_per_crop += 0.1 * (seconds - self.admission.seconds_per_crop)
         self.quickest[network] = min(seconds, self.quickest.get(network, seconds))
 
     def _deliver(self, members: list[tuple[Ticket, int]], result: BatchResult) -> None:
@@ -353,7 +322,7 @@ class Scheduler:
                     continue
                 if stopped > 1:
                     lane.started = min(lane.started + stopped, time.monotonic())  # a batch may have begun since
-                usual = max(self.seconds_per_crop, self.quickest.get(lane.members[0][0].network, 0.0))
+                usual = max(self.admission.seconds_per_crop, self.quickest.get(lane.members[0][0].network, 0.0))
                 limit = max(_STALLED_SECONDS, _STALLED_TIMES * usual * len(lane.members))
                 if time.monotonic() - lane.started > limit:
                     self._standing += 1

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from app.inference.admission import TooManyCrops
 from app.inference.follower import Followed, Follower
 from app.inference.pipeline import Outcome, People, Pipeline, PoseTask
-from app.inference.scheduler import TooManyCrops
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from app.vision.people import person_scores
@@ -176,7 +176,7 @@ class StandIn:
     """A pipeline whose people stand still, all equally well seen; the detector finds those whose turn it is best."""
 
     def __init__(self, people: int, score: float = 0.7, queue_crops: int = 400) -> None:
-        self.scheduler = SimpleNamespace(queue_crops=queue_crops)
+        self.scheduler = SimpleNamespace(admission=SimpleNamespace(limit=queue_crops))
         self.boxes = np.array([[150.0 * number + 10, 100, 100, 250] for number in range(people)])
         self.shape = np.random.default_rng(3).uniform(0.05, 0.95, (17, 2))
         self.score = score
@@ -190,7 +190,7 @@ class StandIn:
             self.searches += 1
             order = np.roll(np.arange(len(self.boxes)), self.searches)[: task.max_people if self.finds else 0]
             boxes, scores = self.boxes[order], np.linspace(0.9, 0.7, len(order))
-            if len(boxes) > self.scheduler.queue_crops:
+            if len(boxes) > self.scheduler.admission.limit:
                 raise TooManyCrops("too many")
         at = np.abs(self.boxes[:, 0] - boxes[:, :1]).argmin(axis=1)
         places = self.boxes[at][:, None, :2] + self.shape * self.boxes[at][:, None, 2:]

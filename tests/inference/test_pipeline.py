@@ -46,7 +46,7 @@ def note_room(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, admitted: lis
     decode = image.decode
 
     def noted(*arguments: Any) -> Any:
-        admitted.append(pipeline.scheduler.admitted)
+        admitted.append(pipeline.scheduler.admission.admitted)
         return decode(*arguments)
 
     monkeypatch.setattr(image, "decode", noted)
@@ -58,7 +58,7 @@ def test_pictures_of_nobody_hold_room_each(monkeypatch, t_pose):
     async def work(pipeline: Pipeline) -> None:
         note_room(monkeypatch, pipeline, admitted)
         await pipeline.estimate(replace(task([t_pose] * 3), boxes=[np.zeros((0, 4))] * 3))
-        assert pipeline.scheduler.admitted == 0
+        assert pipeline.scheduler.admission.admitted == 0
 
     drive(work)
     assert admitted == [3, 3, 3]
@@ -74,7 +74,7 @@ def test_a_picture_to_be_searched_holds_the_room_of_as_many_people_as_there_usua
             admitted.clear()
             (people,) = (await pipeline.estimate(replace(task([two_women]), boxes=[None]))).people
             assert (len(people.boxes), admitted[0]) == (2, held)
-        assert pipeline.scheduler.admitted == 0
+        assert pipeline.scheduler.admission.admitted == 0
 
     drive(work)
 
@@ -110,7 +110,7 @@ def test_a_request_whose_picture_is_decoded_slowly_is_answered_at_its_deadline(m
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(pipeline.estimate(task([t_pose], seconds=0.2)), 20)
             assert not gate.is_set()
-            assert pipeline.scheduler.admitted == 0
+            assert pipeline.scheduler.admission.admitted == 0
         finally:
             gate.set()
 
@@ -208,7 +208,7 @@ def test_the_capacity_is_that_of_all_lanes():
     async def work(pipeline: Pipeline, metrics: Metrics) -> None:
         await pipeline.start()
         capacity = metrics.registry.get_sample_value("pose_crops_per_second_capacity", {"model": pipeline.models.default})
-        assert capacity == pytest.approx(2 / pipeline.scheduler.seconds_per_crop)
+        assert capacity == pytest.approx(2 / pipeline.scheduler.admission.seconds_per_crop)
         pipeline.scheduler.quickest[pipeline.models.find(None).plain] = 1e-4  # it was started on cores that others used
         capacity = metrics.registry.get_sample_value("pose_crops_per_second_capacity", {"model": pipeline.models.default})
         assert capacity == pytest.approx(20_000)
@@ -342,20 +342,20 @@ def test_a_picture_is_drawn_within_the_deadline_and_its_room(t_pose, monkeypatch
         admitted = []
 
         def seen(pixels: np.ndarray, extension: str) -> bytes:
-            admitted.append((pixels.shape, pipeline.scheduler.admitted))
+            admitted.append((pixels.shape, pipeline.scheduler.admission.admitted))
             return encode(pixels, extension)
 
         monkeypatch.setattr(drawing, "encode", seen)
         drawn = (await pipeline.estimate(task([t_pose], drawn=Drawing(".png", 0.2)))).drawn
         assert cv2.imdecode(np.frombuffer(drawn, np.uint8), cv2.IMREAD_COLOR).shape == (720, 1080, 3)
         assert admitted == [((720, 1080, 3), 1)]
-        assert pipeline.scheduler.admitted == 0
+        assert pipeline.scheduler.admission.admitted == 0
         monkeypatch.setattr(drawing, "encode", lambda *_: time.sleep(3))
         started = time.monotonic()
         with pytest.raises(TimeoutError):
             await pipeline.estimate(task([t_pose], 1, Drawing(".jpg", 0.2)))
         assert time.monotonic() - started < 2.5
-        assert pipeline.scheduler.admitted == 0
+        assert pipeline.scheduler.admission.admitted == 0
 
     drive(work)
 

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 
 from app.inference import scheduler
+from app.inference.admission import QueueFull, TooManyCrops
 from app.inference.scheduler import (
     BatchFailed,
     BatchResult,
     LaneLost,
     Network,
-    QueueFull,
     Scheduler,
     ShuttingDown,
-    TooManyCrops,
 )
 from app.telemetry.metrics import Metrics
 
@@ -174,10 +173,10 @@ def test_a_crop_beside_which_there_is_nothing_to_do_has_all_cores():
 
     async def work(s: Scheduler) -> None:
         network, gate = Network("n", way("plain"), way("alone")), Gate()
-        before = s.seconds_per_crop
+        before = s.admission.seconds_per_crop
         assert (await s.run(network, crops(3), soon())).results == [6]
         assert ways == ["alone"]
-        assert s.seconds_per_crop == before  # which is of a busy lane
+        assert s.admission.seconds_per_crop == before  # which is of a busy lane
         await s.run(network, crops(1, 2), soon())
         assert ways[1:] == ["plain"] * 2
         held = asyncio.create_task(s.run(gate.network, crops(1), soon()))
@@ -488,36 +487,82 @@ def test_work_whose_client_is_gone_is_dropped_before_it_runs():
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_return():
     async def work(s: Scheduler) -> None:
-        with s.admit(3):
-            with pytest.raises(QueueFull) as full, s.admit(3):
+        with s.admission.admit(3):
+            with pytest.raises(QueueFull) as full, s.admission.admit(3):
                 pass
             assert full.value.retry_after >= 1
-            with s.admit(2):
-                assert s.admitted == 5
-        with s.admit(5):
+            with s.admission.admit(2):
+                assert s.admission.admitted == 5
+        with s.admission.admit(5):
             pass
-        assert s.admitted == 0
+        assert s.admission.admitted == 0
 
     drive(work, queue=5)
 
 
 def test_room_that_newcomers_leave_is_for_those_who_are_there():
     async def work(s: Scheduler) -> None:
-        with s.admit(4, leave=2) as room, s.admit(2, leave=2):
-            with pytest.raises(QueueFull), s.admit(1, leave=2):
+        with s.admission.admit(4, leave=2) as room, s.admission.admit(2, leave=2):
+            with pytest.raises(QueueFull), s.admission.admit(1, leave=2):
                 pass
             room.resize(6)
-            assert s.admitted == 8
-        assert s.admitted == 0
+            assert s.admission.admitted == 8
+        assert s.admission.admitted == 0
 
     drive(work, queue=8)
 
 
+def test_a_network_that_fails_on_zeros_too_makes_the_scheduler_unready_until_it_does_not():
+    broken = True
+
+    def run(batch: np.ndarray) -> BatchResult:
+        if broken or batch.any():
+            raise ValueError("no memory")
+        return doubled(batch)
+
+    async def fail(s: Scheduler, network: Network, times: int) -> None:
+        for _ in range(times):
+            with pytest.raises(BatchFailed):
+                await s.run(network, crops(1), soon())
+
+    async def work(s: Scheduler) -> None:
+        nonlocal broken
+        network = Network("n", run)
+        await fail(s, network, 2)
+        await asyncio.sleep(0.05)
+        assert s.ready
+        await fail(s, network, 1)
+        await until(lambda: not s.ready)
+        broken = False
+        await until(lambda: s.ready)
+        await fail(s, network, 10)  # by what is in their crops
+        await asyncio.sleep(0.05)
+        assert s.ready
+
+    drive(work)
+
+
+def test_a_request_that_would_be_late_is_refused_at_once_and_told_when_it_would_not():
+    async def work(s: Scheduler) -> None:
+        s.admission.seconds_per_crop = 0.1
+        with s.admission.admit(60, deadline=soon(2)):  # longer than its deadline lets, but alone
+            with s.admission.admit(10, deadline=soon(2)):  # 10 of the others' before its last, and 10 that may come
+                pass
+            with pytest.raises(QueueFull, match="no time") as full, s.admission.admit(14, deadline=soon(2)):
+                pass
+            assert full.value.retry_after == 1
+            with s.admission.admit(14, deadline=soon(9)), s.admission.admit(1, deadline=soon(2)):
+                assert s.admission.admitted == 75
+        assert s.admission.admitted == 0
+
+    drive(work, lanes=2)
+
+
 def test_room_is_given_back_by_a_request_that_fails():
     async def work(s: Scheduler) -> None:
-        with pytest.raises(KeyError), s.admit(5):
+        with pytest.raises(KeyError), s.admission.admit(5):
             raise KeyError
-        with s.admit(5):
+        with s.admission.admit(5):
             pass
 
     drive(work, queue=5)
@@ -529,12 +574,12 @@ def test_room_is_given_back_crop_by_crop_as_they_run():
 
     async def work(s: Scheduler) -> None:
         def counted(batch: np.ndarray) -> BatchResult:
-            seen.append(s.admitted)
+            seen.append(s.admission.admitted)
             return doubled(batch)
 
-        with s.admit(6) as room:
+        with s.admission.admit(6) as room:
             await s.run(Network("n", counted), crops(1, 2, 3, 4, 5, 6), soon(), room)
-            assert (s.admitted, room.crops) == (0, 0)
+            assert (s.admission.admitted, room.crops) == (0, 0)
 
     drive(work, queue=6, batch=2)
     assert seen == [6, 4, 2]
@@ -542,8 +587,8 @@ def test_room_is_given_back_crop_by_crop_as_they_run():
 
 def test_the_time_until_there_is_room_is_told_from_the_measured_rate():
     async def work(s: Scheduler) -> None:
-        s.seconds_per_crop = 0.5
-        with s.admit(10), pytest.raises(QueueFull) as full, s.admit(8):
+        s.admission.seconds_per_crop = 0.5
+        with s.admission.admit(10), pytest.raises(QueueFull) as full, s.admission.admit(8):
             pass
         assert full.value.retry_after == 2  # 8 crops on 2 lanes
 
@@ -552,9 +597,9 @@ def test_the_time_until_there_is_room_is_told_from_the_measured_rate():
 
 def test_the_rate_follows_the_batches():
     async def work(s: Scheduler) -> None:
-        s.seconds_per_crop = 10
+        s.admission.seconds_per_crop = 10
         await s.run(Network("n", doubled), crops(1), soon())
-        assert s.seconds_per_crop == pytest.approx(9, abs=0.1)
+        assert s.admission.seconds_per_crop == pytest.approx(9, abs=0.1)
 
     drive(work)
 
@@ -565,7 +610,7 @@ def test_a_scheduler_that_was_never_started_can_be_stopped():
 
 def test_more_crops_than_the_queue_holds_are_told_from_a_full_queue():
     async def work(s: Scheduler) -> None:
-        with pytest.raises(TooManyCrops, match=r"6 .* 5"), s.admit(6):
+        with pytest.raises(TooManyCrops, match=r"6 .* 5"), s.admission.admit(6):
             pass
 
     drive(work, queue=5)
@@ -654,7 +699,7 @@ def test_a_batch_that_begins_after_a_stop_of_the_loop_is_answered():
         await asyncio.sleep(0.1)
         time.sleep(1.6)  # noqa: ASYNC251 - meanwhile the first is ready
         await asyncio.wait_for(asyncio.gather(*jobs), 10)
-        assert s.seconds_per_crop > 0
+        assert s.admission.seconds_per_crop > 0
 
     drive(work, batch=1)
 
@@ -665,7 +710,7 @@ def test_a_large_batch_may_take_longer_than_a_small_one(monkeypatch):
     monkeypatch.setattr(scheduler, "_TEND_SECONDS", 0.01)
 
     async def work(s: Scheduler) -> None:
-        s.seconds_per_crop = 0.2
+        s.admission.seconds_per_crop = 0.2
         gate = Gate()
         job = asyncio.create_task(s.run(gate.network, crops(1, 2, 3, 4), soon()))
         await asyncio.sleep(0.4)
@@ -684,7 +729,7 @@ def test_a_slow_network_is_not_taken_for_one_that_stands_still(monkeypatch, of_a
     async def work(s: Scheduler) -> None:
         gate = Gate()
         if of_all:
-            s.seconds_per_crop = 1  # 50 times that is the limit
+            s.admission.seconds_per_crop = 1  # 50 times that is the limit
         else:  # others are quick
             s.quickest[gate.network] = 1
         job = asyncio.create_task(s.run(gate.network, crops(1), soon()))

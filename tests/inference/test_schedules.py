@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 from app.inference import scheduler
+from app.inference.admission import QueueFull, TooManyCrops
 from app.inference.scheduler import (
     BatchFailed,
     BatchResult,
     LaneLost,
     Network,
-    QueueFull,
     Scheduler,
     ShuttingDown,
-    TooManyCrops,
 )
 from app.telemetry.metrics import Metrics
 
@@ -73,7 +72,7 @@ class Schedule:
         self.scheduler = Scheduler(
             self.random.randint(1, 3), self.random.randint(1, 30), self.random.randint(1, 5), self.metrics
         )
-        self.scheduler.seconds_per_crop = 1e-5
+        self.scheduler.admission.seconds_per_crop = 1e-5
         self.networks = {kind: Network(kind.__name__, kind) for kind in KINDS}
         self.stops = self.random.random() < 0.2
         self.outcomes: list[str] = []
@@ -88,7 +87,7 @@ class Schedule:
         await asyncio.wait_for(asyncio.gather(*requests), 20)
         assert len(self.outcomes) == count
         assert self.scheduler.waiting == 0
-        assert self.scheduler.admitted == 0
+        assert self.scheduler.admission.admitted == 0
         await self.scheduler.stop()
 
     async def request(self, number: int) -> None:
@@ -107,7 +106,7 @@ class Schedule:
         self.outcomes.append(self.judged(job, kind, client, values))
 
     async def admitted(self, network: Network, values: list[int], deadline: float) -> list:
-        with self.scheduler.admit(len(values)) as room:
+        with self.scheduler.admission.admit(len(values)) as room:
             if len(values) > 1:
                 room.resize(len(values) - 1)
                 room.resize(len(values))
