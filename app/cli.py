@@ -256,11 +256,19 @@ def _told(run: "Callable[[], Any]") -> int:
 
     if sys.stdout is None or sys.stderr is None:  # what is printed would land in the next file that is opened
         raise click.ClickException("Standard output and standard error must not be closed.")
-    for stop in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, or half-written files would stay
-        if signal.getsignal(stop) == signal.SIG_DFL:  # it is another under nohup
-            signal.signal(stop, signal.default_int_handler)
+
+    async def stoppable() -> int:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        for stop in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, or half-written files would stay
+            if signal.getsignal(stop) == signal.SIG_DFL:  # it is another under nohup
+                loop.add_signal_handler(stop, task.cancel)
+        return await run()
+
     try:
-        code = int(asyncio.run(run()))
+        code = int(asyncio.run(stoppable()))
+    except asyncio.CancelledError:
+        raise click.Abort from None
     except (PoseError, ModelError, ValueError) as error:
         if isinstance(error, Refused) and error.code == "unauthorized":
             raise click.ClickException(

@@ -65,6 +65,9 @@ class Refused(PoseError):
         self.request_id = request_id
         self.errors = errors  # {"loc": […], "msg"} of each field at fault
 
+    def __reduce__(self) -> tuple[Any, ...]:  # by itself only the message would come through, and stop a pool of processes
+        return type(self), (self.status, self.code, str(self), self.request_id, self.errors)
+
 
 class NoAnswer(PoseError):
     """The service could not be reached, did not answer in time, or is no pose service."""
