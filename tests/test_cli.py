@@ -199,8 +199,8 @@ def test_predict_tells_of_photos_of_a_kind_that_is_not_read(lpn, server, photos)
     assert "IMG_1.HEIC: is a HEIC file, which is not read; send it as JPEG" in " ".join(err.split())
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["by itself", "by a server"])
-def test_predict_goes_on_where_it_was_interrupted(lpn, server, photos, tmp_path, own):
+@pytest.mark.parametrize(("own", "stop"), [(True, signal.SIGINT), (False, signal.SIGTERM)], ids=["by itself", "by a server"])
+def test_predict_goes_on_where_it_was_interrupted(lpn, server, photos, tmp_path, own, stop):
     for number in range(30):
         shutil.copy(photos / "t_pose_cc0.jpg", photos / f"{number:03}.jpg")
     command = ["predict", "photos", "--out", "people.json", "--draw", "drawn", *([] if own else server)]
@@ -212,10 +212,12 @@ def test_predict_goes_on_where_it_was_interrupted(lpn, server, photos, tmp_path,
     while not part.exists() or part.read_bytes().count(b"\n") < 6:
         assert time.monotonic() < until
         time.sleep(0.01)
-    begun.send_signal(signal.SIGINT)
-    assert "photos are done; the same command goes on from there." in begun.communicate(timeout=60)[1]
+    begun.send_signal(stop)
+    told = begun.communicate(timeout=60)[1].split("\n")
     assert begun.returncode == 1
+    assert part.read_bytes().endswith(b"}\n")
     done = part.read_bytes().splitlines()[1:]
+    assert told == ["", f"{len(done)} photos are done; the same command goes on from there.", "Aborted!", ""]
     assert 5 <= len(done) < 25
     with part.open("ab") as file:
         file.write(b'{"photo": "photos/059')  # as a power cut leaves it

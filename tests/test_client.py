@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -158,6 +159,13 @@ def test_a_refusal_tells_what_the_service_told(pose_client, service):
         pose_client.estimate(b"no picture")
     assert (refused.value.status, refused.value.code) == (422, "invalid_image")
     service.wait_until(lambda: refused.value.request_id in service.log)
+
+
+def test_errors_come_through_from_another_process():
+    refused = Refused(422, "invalid_box", "boxes.0 has no area", "r-1", [{"loc": ["boxes", 0], "msg": "has no area"}])
+    copy = pickle.loads(pickle.dumps(refused))
+    assert (type(copy), str(copy), vars(copy)) == (Refused, str(refused), vars(refused))
+    assert str(pickle.loads(pickle.dumps(NoAnswer("nobody there")))) == "nobody there"
 
 
 def test_a_key(start_service):
