@@ -212,12 +212,15 @@ def _opener(
     kind: Callable[..., T], url: str, key: str | None, timeout: httpx.Timeout | float, transport: Any
 ) -> Callable[[], T]:
     """What makes a client of httpx. Raises ValueError for an address or a key that is none; so does what is given, where the
-    environment names a proxy that cannot be used."""
+    environment names a proxy or certificates that cannot be used."""
     address, headers = _checked(url), _headers(key)
 
     def opened() -> T:
         try:
             return kind(base_url=address, headers=headers, timeout=timeout, transport=transport)
+        except OSError as error:  # of a file that is not there, or holds no certificates; it has no name
+            told = error.strerror or error
+            raise ValueError(f"the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read: {told}") from error
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise ValueError(f"what HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY says cannot be used: {error}") from error
 

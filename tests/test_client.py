@@ -133,6 +133,17 @@ def test_a_proxy_that_cannot_be_used(name, value, monkeypatch):
             kind("http://localhost:8000")
 
 
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_certificates_that_cannot_be_read(content, monkeypatch, tmp_path):
+    file = tmp_path / "ca.pem"
+    if content:
+        file.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    for kind in (PoseClient, AsyncPoseClient):
+        with pytest.raises(ValueError, match="the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read: "):
+            kind("http://localhost:8000")
+
+
 def test_options_reach_the_service(pose_client):
     pose = pose_client.estimate(PHOTO, max_people=1, keypoint_threshold=1.0, flip_test=True)
     assert pose.keypoints.shape == (1, 17, 3)
