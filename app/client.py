@@ -152,7 +152,9 @@ class PoseClient:
 
 
 class AsyncPoseClient:
-    """PoseClient for asyncio: many pictures at once, `await asyncio.gather(*map(client.estimate, photos))`.
+    """PoseClient for asyncio: many pictures at once, as by
+    `await asyncio.gather(*map(client.estimate, photos), return_exceptions=True)`; without the last argument one bad photo
+    would let the others go on with a client that is closed meanwhile.
 
     It belongs to one event loop, and has `at_once` requests on their way at most.
     """
