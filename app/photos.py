@@ -229,7 +229,7 @@ async def _asked(photo: Photo, data: bytes, task: Task, client: AsyncPoseClient)
         try:
             return await client.estimate(data, photo.boxes, **task.options)
         except (Refused, NoAnswer) as error:
-            if isinstance(error, NoAnswer) and not isinstance(error.__cause__, httpx.ReadTimeout):
+            if isinstance(error, NoAnswer) and not isinstance(error.__cause__, httpx.ReadTimeout | httpx.WriteTimeout):
                 raise
             late = isinstance(error, NoAnswer) or error.status in _LATE
             if late and wait is not None:

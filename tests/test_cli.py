@@ -41,6 +41,28 @@ def task_of(photos, folder):
     )
 
 
+def nobody(version=1):
+    """The answer of a service that finds nobody, by that version of its model."""
+    categories = [{"keypoints": ["nose"], "skeleton": []}]
+    images = [{"width": 9, "height": 9}]
+    info = {"model": "lpn50", "model_version": str(version)}
+    return httpx.Response(200, json={"info": info, "images": images, "categories": categories, "annotations": []})
+
+
+def problem(status, code):
+    return httpx.Response(status, json={"type": f"/problems/{code}", "detail": "as it is told"})
+
+
+def predict(task, answer, at_once=1):
+    """The photos of a task that failed, asked of a service that answers so."""
+
+    async def run():
+        async with AsyncPoseClient(transport=httpx.MockTransport(answer)) as client:
+            return await many.predict(task, client, at_once, lambda _: None)
+
+    return asyncio.run(run())
+
+
 @pytest.fixture
 def lpn(tmp_path):
     """Run `lpn` in a folder of its own, as scripts/lpn does; its exit code, standard output and standard error."""
@@ -250,23 +272,9 @@ def photo_of(line):
 
 def test_predict_does_not_mix_the_answers_of_two_models(photos, tmp_path):
     """As where a service that is asked starts anew with another one."""
-
-    async def run() -> None:
-        answers = itertools.count(1)
-
-        def answer(request: httpx.Request) -> httpx.Response:
-            info = {"model": "lpn50", "model_version": str(next(answers))}
-            person = {"keypoints": ["nose"], "skeleton": []}
-            return httpx.Response(
-                200, json={"info": info, "images": [{"width": 9, "height": 9}], "categories": [person], "annotations": []}
-            )
-
-        async with AsyncPoseClient(transport=httpx.MockTransport(answer)) as client:
-            asked = task_of(photos, tmp_path)
-            await many.predict(asked, client, 1, lambda _: None)
-
+    versions = itertools.count(1)
     with pytest.raises(PoseError, match="answers with the model lpn50/2 now, and with lpn50/1 before"):
-        asyncio.run(run())
+        predict(task_of(photos, tmp_path), lambda _: nobody(next(versions)))
     assert not (tmp_path / "people.json").exists()
     assert (tmp_path / "people.json.part").read_bytes().count(b"\n") == 2  # what it is of, and the first answer
 
@@ -456,20 +464,20 @@ def video(tmp_path_factory):
 
 
 @pytest.mark.parametrize("late", [1, 99])
-def test_predict_asks_again_for_a_photo_that_was_late(tmp_path, monkeypatch, late):
+@pytest.mark.parametrize("how", [504, httpx.ReadTimeout("slow"), httpx.WriteTimeout("slow")])
+def test_predict_asks_again_for_a_photo_that_was_late(tmp_path, monkeypatch, late, how):
     """And keeps what it has where it stays so, for the same command to go on."""
     monkeypatch.setattr(many, "_LATE_WAITS", (0, 0))
-    categories = [{"keypoints": ["nose"], "skeleton": []}]
-    images = [{"width": 9, "height": 9}]
-    content = {"info": {"model": "m", "model_version": "1"}, "images": images, "categories": categories, "annotations": []}
-    answers = itertools.chain([httpx.Response(504)] * late, itertools.repeat(httpx.Response(200, json=content)))
+    left = itertools.count(1)
 
-    async def run():
-        async with AsyncPoseClient(transport=httpx.MockTransport(lambda _: next(answers))) as client:
-            task = task_of(PHOTOS / "t_pose_cc0.jpg", tmp_path)
-            return await many.predict(task, client, 1, lambda _: None)
+    def answer(request):
+        if next(left) > late:
+            return nobody()
+        if isinstance(how, int):
+            return httpx.Response(how)
+        raise how
 
-    assert len(asyncio.run(run())) == (late > 3)
+    assert len(predict(task_of(PHOTOS / "t_pose_cc0.jpg", tmp_path), answer)) == (late > 3)
     assert (tmp_path / "people.json.part").exists() == (late > 3)
 
 
