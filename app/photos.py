@@ -41,6 +41,7 @@ _OF_A_PHOTO = frozenset(
     )
 )
 _LATE = (502, 504)  # of a service or proxy that has too much to do
+_PASSING = (*_LATE, 408, 500)  # a photo that came too slowly, or met a defect, may be answered the next time
 _LATE_WAITS = (1, 5, 15, 30)  # seconds before a photo is asked for again that was late
 
 
@@ -159,8 +160,11 @@ async def asked_of(task: Task, client: AsyncPoseClient) -> Task:
     return replace(task, run=task.run | {"models": ", ".join(models)})
 
 
-async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Callable[[int], Any]) -> list[str]:
-    """Do the task, `at_once` photos at a time; a line for each that failed. Raises PoseError and OSError where all would."""
+async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Callable[[int], Any]) -> list[PhotoFault]:
+    """Do the task, `at_once` photos at a time; what is told of each that failed. Raises PoseError, OSError where all would.
+
+    OUT.part stays where one may have an answer the next time: the same command asks for those that failed alone.
+    """
     answers: dict[Path, bytes] = {}  # as lines of OUT.part
     faults: dict[Path, PhotoFault] = {}
     part = None if task.out is None else _part(task, task.out, answers)
@@ -173,7 +177,7 @@ async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Calla
             try:
                 answer = await _answer(photo, task, client)
             except PhotoFault as fault:
-                faults[photo.file] = fault
+                faults[photo.file] = PhotoFault(f"{photo.file}: {fault}", fault.passing)
             else:
                 _check_model(answer, answers)
                 answers[photo.file] = answer
@@ -192,7 +196,7 @@ async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Calla
         raise
     if part is not None:
         _close(part, kept=any(fault.passing for fault in faults.values()))
-    return [f"{photo.file}: {faults[photo.file]}" for photo in task.photos if photo.file in faults]
+    return [faults[photo.file] for photo in task.photos if photo.file in faults]
 
 
 async def _until_one_fails(workers: Sequence[asyncio.Future[None]]) -> None:
@@ -215,7 +219,8 @@ async def _answer(photo: Photo, task: Task, client: AsyncPoseClient) -> bytes:
         if task.draw is not None:
             drawn = await asyncio.to_thread(_drawn, photo, data, pose, task.max_pixels)
     except (OSError, image.ImageTooLarge) as error:
-        raise PhotoFault(getattr(error, "strerror", None) or str(error)) from error
+        # A file that cannot be read may lie on a disk that is away.
+        raise PhotoFault(getattr(error, "strerror", None) or str(error), isinstance(error, OSError)) from error
     if task.draw is not None:
         await asyncio.to_thread(_write_drawn, _drawn_file(photo, task.draw), drawn)
     try:
@@ -236,7 +241,7 @@ async def _asked(photo: Photo, data: bytes, task: Task, client: AsyncPoseClient)
                 await asyncio.sleep(wait)
             elif isinstance(error, NoAnswer) or late or error.status == 413 or error.code in _OF_A_PHOTO:
                 told = str(error).removeprefix("images.0").lstrip(". ")  # the only one of its request
-                raise PhotoFault(told, passing=late) from error
+                raise PhotoFault(told, isinstance(error, NoAnswer) or error.status in _PASSING) from error
             else:
                 raise
     raise AssertionError
