@@ -5,11 +5,13 @@ import fcntl
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -520,6 +522,47 @@ def test_predict_keeps_nothing_where_photos_are_bad_for_good(photos, tmp_path):
     (fault,) = predict(task_of(photos, tmp_path), lambda _: next(answers))
     assert not fault.passing
     assert sorted(file.name for file in tmp_path.iterdir()) == ["people.json", "photos"]
+
+
+def test_predict_keeps_whole_answers_where_the_disk_is_full(photos, tmp_path, capsys):
+    for number in range(9):
+        shutil.copy(photos / "t_pose_cc0.jpg", photos / f"{number}.jpg")
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, most[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*people\.json\.part"):
+            predict(task_of(photos, tmp_path), lambda _: nobody())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    part = (tmp_path / "people.json.part").read_bytes()
+    assert part.endswith(b"\n")
+    done = part.count(b"\n") - 1
+    assert 1 < done < 9
+    assert capsys.readouterr().err == f"\n{done} photos are done; the same command goes on from there.\n"
+
+
+def test_predict_ends_well_where_somebody_has_deleted_its_part(photos, tmp_path):
+    part = tmp_path / "people.json.part"
+    assert predict(task_of(photos, tmp_path), lambda _: part.unlink(missing_ok=True) or nobody()) == []
+    assert sorted(image["id"] for image in json.loads((tmp_path / "people.json").read_text())["images"]) == [0, 1]
+
+
+def test_predict_holds_no_answers_in_memory(photos, tmp_path):
+    """Neither those that come nor those that an interrupted run has left, the last of which broke off."""
+    for number in range(98):
+        (photos / f"{number}.jpg").write_bytes(b"x")
+    answer = json.loads(nobody().content) | {"as_of_many_people": "x" * 100_000}
+    answers = itertools.chain([problem(500, "internal_error")], itertools.repeat(httpx.Response(200, json=answer)))
+    for failed in (1, 0):
+        tracemalloc.start()
+        assert len(predict(task_of(photos, tmp_path), lambda _: next(answers))) == failed
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 5_000_000
+        if failed:
+            with (tmp_path / "people.json.part").open("ab") as part:
+                part.write(b'{"photo": ["00')
+    assert len(json.loads((tmp_path / "people.json").read_text())["images"]) == 100
 
 
 def test_predict_needs_no_key_and_waits_for_its_own_service(lpn):
