@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -383,13 +384,14 @@ class Capture:
         return True, np.zeros((9, 9, 3), np.uint8)
 
 
-@pytest.mark.parametrize("begin", [b"\x1aE\xdf\xa3", b"FLV\x01"])
+@pytest.mark.parametrize("begin", [b"\x1aE\xdf\xa3", b"FLV\x01", b"G@\x11\x10\0B\xf0%"])
 @pytest.mark.parametrize(
     ("seconds", "missing", "rate"),
     [
         ([*np.arange(60) / 30, *(2 + np.arange(30) / 10)], 0, 30.0),  # 5 s, of which OpenCV makes 150 frames
         ([*np.arange(60) / 30, *(2 + np.arange(10) / 10)], 60, 30.0),
         (np.arange(150) / 30, 0, 30.0),
+        (np.arange(0, 5, 0.04), 0, 600.0),
         (np.arange(0, 5, 0.04), 0, 1000.0),  # milliseconds that are uneven are taken for its rate
     ],
 )
@@ -402,6 +404,26 @@ def test_a_video_that_tells_no_number_of_frames_is_whole_where_its_time_is(tmp_p
     assert frames.missing == missing
     assert video_module.told_missing(frames) == (missing > 0)
     assert "there is no frame" not in capsys.readouterr().err
+
+
+def test_a_video_that_was_trimmed_is_whole_where_its_edit_list_says_so(video, tmp_path, capsys):
+    """Here by hand: its first 8 frames are left out, as `ffmpeg -ss 0.32 -c copy` would do it."""
+    content = video.read_bytes()
+    edits = content.index(b"elst") + 12
+    length, begin = struct.unpack_from(">Ii", content, edits)
+    assert (length, begin) == (800, 0)  # milliseconds
+    scale = struct.unpack_from(">I", content, content.index(b"mdhd") + 16)[0]
+    trimmed = bytearray(content)
+    struct.pack_into(">Ii", trimmed, edits, 480, scale * 8 // 25)
+    begin, end = len(content) * 3 // 5, content.index(b"moov") - 4
+    damaged = trimmed[:begin] + bytes(end - begin) + trimmed[end:]
+    for name, file, whole in (("trimmed.mp4", trimmed, True), ("damaged.mp4", damaged, False)):
+        (tmp_path / name).write_bytes(file)
+        with video_module.frames_of(tmp_path / name) as frames:
+            read = len(list(frames))
+            assert (frames.count, read == 12) == (12, whole)
+            assert video_module.told_missing(frames) == (not whole)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"damaged.mp4: {12 - read} of 12 frames could not be read.")
 
 
 def test_a_video_that_tells_no_number_of_frames_goes_on_past_a_damaged_one(tmp_path):
