@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SHARE = click.FloatRange(0, 1)
 _DAY_MS = 24 * 3600 * 1000
+_LATER = 75  # exit code: what failed may do the next time (EX_TEMPFAIL of sysexits.h)
 _PATIENT_RETRIES = 240  # about five minutes where the service names no longer wait
 
 
@@ -101,7 +102,10 @@ def predict(
 
     A photo's file_name in the answer is its path within the named folder, or its bare name. In folders, files that end
     in .jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .tif or .tiff are photos. Photos that cannot be read, among them those
-    in .heic, .heif, .avif and .gif, are left out and listed at the end; the exit code is then 1. Without --boxes, photos
+    in .heic, .heif, .avif and .gif, are left out and listed at the end; the exit code is then 1. It is 75 where another
+    start may do better: a file could not be read, as on a disk that was away, or the service gave no answer, came too late or
+    failed. With --out, the same command then asks for what is missing alone; --out FILE is written all the same where only
+    some photos failed, and FILE.part keeps the answers until then. Without --boxes, photos
     are numbered from 0 in the order of the arguments, those of a folder by path.
     COCO results hold these numbers and no names of files: where you need names, take --format coco.
     """
@@ -127,8 +131,8 @@ def predict(
                 asked = await many.asked_of(task, client)
                 failed = await many.predict(asked, client, 16 if server else _at_once(), bar.update)
         if failed:
-            click.echo("\n".join([f"{len(failed)} of {len(chosen)} photos failed:", *failed]), err=True)
-        return bool(failed)
+            click.echo("\n".join([f"{len(failed)} of {len(chosen)} photos failed:", *map(str, failed)]), err=True)
+        return _LATER if any(fault.passing for fault in failed) else bool(failed)
 
     sys.exit(_told(run))
 
@@ -251,24 +255,54 @@ async def _client(
 
 def _told(run: "Callable[[], Any]") -> int:
     """What `run` returns; what stops it is told in one line."""
-    from app.client import PoseError, Refused
+    from app.client import PoseError
     from app.inference.model_store import ModelError
 
     if sys.stdout is None or sys.stderr is None:  # what is printed would land in the next file that is opened
         raise click.ClickException("Standard output and standard error must not be closed.")
-    for stop in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, or half-written files would stay
-        if signal.getsignal(stop) == signal.SIG_DFL:  # it is another under nohup
-            signal.signal(stop, signal.default_int_handler)
+
+    stopped = signal.SIGINT
+
+    async def stoppable() -> int:
+        running = asyncio.ensure_future(run())
+
+        def stop(by: signal.Signals) -> None:
+            nonlocal stopped
+            stopped = by
+            running.cancel()
+
+        for by in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, or half-written files would stay
+            if signal.getsignal(by) == signal.SIG_DFL:  # it is another under nohup
+                asyncio.get_running_loop().add_signal_handler(by, stop, by)
+        return int(await running)
+
     try:
-        code = int(asyncio.run(run()))
+        code = asyncio.run(stoppable())
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        click.echo("Aborted!", err=True)
+        return 128 + stopped  # as shells have it: 1 would be that of a run that is done
     except (PoseError, ModelError, ValueError) as error:
-        if isinstance(error, Refused) and error.code == "unauthorized":
-            raise click.ClickException(
-                "The service wants a key, and none or a wrong one was given: --key or LPN_KEY."
-            ) from error
-        raise click.ClickException(str(error).removeprefix("query.")) from error
+        raise _plain(error) from error
     sys.stdout.flush()
     return code
+
+
+class _Later(click.ClickException):
+    exit_code = _LATER
+
+
+def _plain(error: Exception) -> click.ClickException:
+    """The one line, and whether a later start may fare better: nobody was reached, or had time."""
+    import httpx
+
+    from app.client import NoAnswer, Refused
+
+    told = str(error).removeprefix("query.")
+    if isinstance(error, Refused) and error.code == "unauthorized":
+        told = "The service wants a key, and none or a wrong one was given: --key or LPN_KEY."
+    unreached = isinstance(error, NoAnswer) and isinstance(error.__cause__, httpx.TransportError)
+    busy = isinstance(error, Refused) and error.status in (429, 502, 503, 504)
+    return _Later(told) if unreached or busy else click.ClickException(told)
 
 
 def _run() -> None:

@@ -65,6 +65,9 @@ class Refused(PoseError):
         self.request_id = request_id
         self.errors = errors  # {"loc": […], "msg"} of each field at fault
 
+    def __reduce__(self) -> tuple[Any, ...]:  # by itself only the message would come through, and stop a pool of processes
+        return type(self), (self.status, self.code, str(self), self.request_id, self.errors)
+
 
 class NoAnswer(PoseError):
     """The service could not be reached, did not answer in time, or is no pose service."""
@@ -149,7 +152,9 @@ class PoseClient:
 
 
 class AsyncPoseClient:
-    """PoseClient for asyncio: many pictures at once, `await asyncio.gather(*map(client.estimate, photos))`.
+    """PoseClient for asyncio: many pictures at once, as by
+    `await asyncio.gather(*map(client.estimate, photos), return_exceptions=True)`; without the last argument one bad photo
+    would let the others go on with a client that is closed meanwhile.
 
     It belongs to one event loop, and has `at_once` requests on their way at most.
     """
@@ -209,12 +214,15 @@ def _opener(
     kind: Callable[..., T], url: str, key: str | None, timeout: httpx.Timeout | float, transport: Any
 ) -> Callable[[], T]:
     """What makes a client of httpx. Raises ValueError for an address or a key that is none; so does what is given, where the
-    environment names a proxy that cannot be used."""
+    environment names a proxy or certificates that cannot be used."""
     address, headers = _checked(url), _headers(key)
 
     def opened() -> T:
         try:
             return kind(base_url=address, headers=headers, timeout=timeout, transport=transport)
+        except OSError as error:  # of a file that is not there, or holds no certificates; it has no name
+            told = error.strerror or error
+            raise ValueError(f"the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read: {told}") from error
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise ValueError(f"what HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY says cannot be used: {error}") from error
 

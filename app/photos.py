@@ -4,14 +4,11 @@ While it runs, each photo's answer is a line of OUT.part, so that a run that was
 """
 
 import asyncio
-import contextlib
-import fcntl
 import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ import orjson
 
 from app.api.formats import result_of
 from app.client import AsyncPoseClient, NoAnswer, Options, Pose, PoseError, Refused
-from app.outputs import check_regular, real, whole_file
+from app.outputs import Part, check_regular, real, whole_file
 from app.vision import drawing, image
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"))
@@ -41,6 +38,7 @@ _OF_A_PHOTO = frozenset(
     )
 )
 _LATE = (502, 504)  # of a service or proxy that has too much to do
+_PASSING = (*_LATE, 408, 500)  # a photo that came too slowly, or met a defect, may be answered the next time
 _LATE_WAITS = (1, 5, 15, 30)  # seconds before a photo is asked for again that was late
 
 
@@ -159,40 +157,42 @@ async def asked_of(task: Task, client: AsyncPoseClient) -> Task:
     return replace(task, run=task.run | {"models": ", ".join(models)})
 
 
-async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Callable[[int], Any]) -> list[str]:
-    """Do the task, `at_once` photos at a time; a line for each that failed. Raises PoseError and OSError where all would."""
-    answers: dict[Path, bytes] = {}  # as lines of OUT.part
+async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Callable[[int], Any]) -> list[PhotoFault]:
+    """Do the task, `at_once` photos at a time; what is told of each that failed. Raises PoseError, OSError where all would.
+
+    OUT.part stays where one may have an answer the next time: the same command asks for those that failed alone.
+    """
     faults: dict[Path, PhotoFault] = {}
-    part = None if task.out is None else _part(task, task.out, answers)
-    done = len(answers)
+    part = Part(None if task.out is None else _part_of(task.out), _head(task))
+    places = _places(part, task)
+    done = len(places)
+    first = part.line_at(next(iter(places.values()))) if places else None
     tick(done)
-    waiting = iter([photo for photo in task.photos if photo.file not in answers])
+    waiting = iter([photo for photo in task.photos if photo.file not in places])
 
     async def work() -> None:
+        nonlocal first
         for photo in waiting:
             try:
                 answer = await _answer(photo, task, client)
             except PhotoFault as fault:
-                faults[photo.file] = fault
+                faults[photo.file] = PhotoFault(f"{photo.file}: {fault}", fault.passing)
             else:
-                _check_model(answer, answers)
-                answers[photo.file] = answer
-                if part is not None:
-                    _append(part, answers[photo.file])
+                first = first or answer
+                _check_model(answer, first)
+                places[photo.file] = part.append(answer)
             tick(1)
 
     try:
         await _until_one_fails([asyncio.ensure_future(work()) for _ in range(at_once)])
-        _write(task, answers)
+        _write(task, part, places)
     except BaseException:
-        if part is not None and len(answers) > done:
-            click.echo(f"\n{len(answers)} photos are done; the same command goes on from there.", err=True)
-        if part is not None:
-            _close(part, kept=_holds_answers(part))
+        if task.out is not None and len(places) > done:
+            click.echo(f"\n{len(places)} photos are done; the same command goes on from there.", err=True)
+        part.close(kept=part.holds_lines)
         raise
-    if part is not None:
-        _close(part, kept=any(fault.passing for fault in faults.values()))
-    return [f"{photo.file}: {faults[photo.file]}" for photo in task.photos if photo.file in faults]
+    part.close(kept=any(fault.passing for fault in faults.values()))
+    return [faults[photo.file] for photo in task.photos if photo.file in faults]
 
 
 async def _until_one_fails(workers: Sequence[asyncio.Future[None]]) -> None:
@@ -215,7 +215,8 @@ async def _answer(photo: Photo, task: Task, client: AsyncPoseClient) -> bytes:
         if task.draw is not None:
             drawn = await asyncio.to_thread(_drawn, photo, data, pose, task.max_pixels)
     except (OSError, image.ImageTooLarge) as error:
-        raise PhotoFault(getattr(error, "strerror", None) or str(error)) from error
+        # A file that cannot be read may lie on a disk that is away.
+        raise PhotoFault(getattr(error, "strerror", None) or str(error), isinstance(error, OSError)) from error
     if task.draw is not None:
         await asyncio.to_thread(_write_drawn, _drawn_file(photo, task.draw), drawn)
     try:
@@ -229,14 +230,14 @@ async def _asked(photo: Photo, data: bytes, task: Task, client: AsyncPoseClient)
         try:
             return await client.estimate(data, photo.boxes, **task.options)
         except (Refused, NoAnswer) as error:
-            if isinstance(error, NoAnswer) and not isinstance(error.__cause__, httpx.ReadTimeout):
+            if isinstance(error, NoAnswer) and not isinstance(error.__cause__, httpx.ReadTimeout | httpx.WriteTimeout):
                 raise
             late = isinstance(error, NoAnswer) or error.status in _LATE
             if late and wait is not None:
                 await asyncio.sleep(wait)
             elif isinstance(error, NoAnswer) or late or error.status == 413 or error.code in _OF_A_PHOTO:
                 told = str(error).removeprefix("images.0").lstrip(". ")  # the only one of its request
-                raise PhotoFault(told, passing=late) from error
+                raise PhotoFault(told, isinstance(error, NoAnswer) or error.status in _PASSING) from error
             else:
                 raise
     raise AssertionError
@@ -282,48 +283,24 @@ def _drawn_file(photo: Photo, folder: Path) -> Path:
     return folder / (photo.name if photo.file.suffix.lower() in _DRAWN else f"{photo.name}.jpg")
 
 
-def _part(task: Task, out: Path, answers: dict[Path, bytes]) -> FileIO:
-    """OUT.part, to write further answers to; those that an interrupted run has left there are put into `answers`."""
-    file = _part_of(out)
+def _head(task: Task) -> bytes:
+    """The first line of OUT.part: what its answers are of."""
     drawn = None if task.draw is None else os.fsencode(real(task.draw)).hex()  # JSON has no bytes that are not UTF-8
-    head = orjson.dumps({"options": task.options, "run": task.run, "draw": drawn}) + b"\n"
-    part = FileIO(str(file), "a+")
-    with contextlib.suppress(OSError):  # there are file systems without locks: two runs are not told from each other there
+    return orjson.dumps({"options": task.options, "run": task.run, "draw": drawn}) + b"\n"
+
+
+def _places(part: Part, task: Task) -> dict[Path, int]:
+    """Where the answers are that an interrupted run has left in OUT.part."""
+    wanted = {tuple(_identity(photo.file)): photo.file for photo in task.photos if _is_done(photo, task)}
+    places: dict[Path, int] = {}
+    for number, (place, line) in enumerate(part.lines(), 2):
         try:
-            fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise click.UsageError(f"{file}: another run is writing it.") from error
-    part.seek(0)
-    found = part.read()
-    if found and not found.startswith(head):
-        raise click.UsageError(f"{file} is of a run with other options: start that one again, or delete the file.")
-    part.truncate(found.rfind(b"\n") + 1)  # the last line may have broken off
-    if not found:
-        _append(part, head)
-    wanted = {orjson.dumps(_identity(photo.file)): photo.file for photo in task.photos if _is_done(photo, task)}
-    for number, line in enumerate(found.split(b"\n")[1:-1], 2):
-        try:
-            photo = wanted.get(orjson.dumps(orjson.loads(line)["photo"]))
+            photo = wanted.get(tuple(orjson.loads(line)["photo"]))
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            raise click.UsageError(f"{file}: line {number} is damaged; delete it or the file.") from error
+            raise click.UsageError(f"{part.file}: line {number} is damaged; delete it or the file.") from error
         if photo is not None:
-            answers[photo] = line
-    return part
-
-
-def _append(part: FileIO, line: bytes) -> None:
-    """Raises OSError that names the file."""
-    try:
-        while line:  # on a disk that is nearly full, a part is written before the rest fails
-            line = line[part.write(line) :]
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, part.name) from error
-
-
-def _holds_answers(part: FileIO) -> bool:
-    part.seek(0)
-    part.readline()  # of the run
-    return bool(part.read(1))
+            places[photo] = place
+    return places
 
 
 def _is_done(photo: Photo, task: Task) -> bool:
@@ -334,21 +311,15 @@ def _is_done(photo: Photo, task: Task) -> bool:
         return False
 
 
-def _close(part: FileIO, kept: bool) -> None:
-    if not kept:
-        Path(os.fsdecode(part.name)).unlink()
-    part.close()
-
-
 def _identity(file: Path) -> list[str | int]:
     """What is another of a photo that is another or was changed."""
     told = file.stat()
     return [os.fsencode(file.absolute()).hex(), told.st_size, told.st_mtime_ns]
 
 
-def _write(task: Task, answers: Mapping[Path, bytes]) -> None:
+def _write(task: Task, part: Part, places: Mapping[Path, int]) -> None:
     """All answers as one COCO data set or list of results."""
-    pieces = _pieces(task, answers)
+    pieces = _pieces(task, [photo for photo in task.photos if photo.file in places], lambda p: part.line_at(places[p.file]))
     if task.out is None:
         sys.stdout.buffer.writelines(pieces)
     else:
@@ -356,30 +327,32 @@ def _write(task: Task, answers: Mapping[Path, bytes]) -> None:
             opened.writelines(pieces)
 
 
-def _pieces(task: Task, answers: Mapping[Path, bytes]) -> Iterator[bytes]:
+def _pieces(task: Task, photos: Sequence[Photo], answer_of: Callable[[Photo], bytes]) -> Iterator[bytes]:
     """The text of the answer, a photo at a time: all of them as objects would take a gigabyte for some ten thousand."""
-    photos = [photo for photo in task.photos if photo.file in answers]
     head: dict[str, Any] = {"info": {}, "categories": []}
     if photos:
-        head |= {name: value for name, value in _data_set(answers[photos[0].file]).items() if name in head}
+        head |= {name: value for name, value in _data_set(answer_of(photos[0])).items() if name in head}
     if task.form == "coco":
-        images = [_data_set(answers[p.file])["images"][0] | {"id": p.id, "file_name": p.name} for p in photos]
-        yield orjson.dumps(head | {"images": images})[:-1] + b',"annotations":['
+        yield orjson.dumps(head)[:-1] + b',"images":['
+        for number, photo in enumerate(photos):
+            shown = _data_set(answer_of(photo))["images"][0] | {"id": photo.id, "file_name": photo.name}
+            yield (b"," if number else b"") + orjson.dumps(shown)
+        yield b'],"annotations":['
     else:
         yield b"["
     count = 0
     for photo in photos:
-        for person in _data_set(answers[photo.file])["annotations"]:
+        for person in _data_set(answer_of(photo))["annotations"]:
             count += 1
             told = person | {"id": count, "image_id": photo.id}
             yield (b"," if count > 1 else b"") + orjson.dumps(told if task.form == "coco" else result_of(told))
     yield b"]}\n" if task.form == "coco" else b"]\n"
 
 
-def _check_model(line: bytes, before: Mapping[Path, bytes]) -> None:
-    """Raise PoseError where an answer is of another model than those before it, as of a service that was started anew."""
-    now, then = _told_by(line), next(map(_told_by, before.values()), None)
-    if then not in (None, now):
+def _check_model(line: bytes, first: bytes) -> None:
+    """Raise PoseError where an answer is of another model than the first one, as of a service that was started anew."""
+    now, then = _told_by(line), _told_by(first)
+    if then != now:
         raise PoseError(f"The service answers with the model {now} now, and with {then} before.")
 
 

@@ -1,5 +1,6 @@
 """`lpn track`: a video → one line of JSON a frame, and the video with the people drawn on it."""
 
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,8 @@ UInt8 = npt.NDArray[np.uint8]
 
 _USUAL_RATE = 30.0  # frames a second, of a video that does not say
 _DAMAGED_IN_A_ROW = 1000  # then a video has ended, however many frames its header claims
-_UNCOUNTED = (b"\x1aE\xdf\xa3", b"FLV\x01")  # begins of Matroska, WebM and FLV, which tell no number of frames
+_LIKELY_RATE = 240.0  # the most that is believed where OpenCV guesses the rate by times that may be uneven
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # that MP4 and QuickTime begin with, after a length
 _HOLE_SECONDS = 1.0  # without a frame, which is told where damage leaves no other trace
 
 
@@ -42,12 +44,19 @@ class Frames:
 
     def __init__(self, file: Path, capture: cv2.VideoCapture) -> None:
         rate = capture.get(cv2.CAP_PROP_FPS)
+        counted = not file.is_file() or _has_table(file)  # a pipe has no second begin
+        trimmed = _trimmed(file) if file.is_file() else None
         self.file = file
         self.count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        self.rate = rate if 0 < rate < 1000 else _USUAL_RATE
-        self.uncounted = file.is_file() and _begin_of(file) in _UNCOUNTED  # a pipe has no second begin
-        if self.uncounted and rate > 0:  # OpenCV makes the count of the length and the rate
+        self.rate = rate if 0 < rate < (1000 if counted else _LIKELY_RATE + 1) else _USUAL_RATE
+        self.uncounted = not counted or trimmed is not None
+        self._per_second = self.rate
+        if not counted and rate > 0:  # OpenCV makes the count of the length and the rate
             self.count = round(self.count * self.rate / rate)
+        if trimmed:  # OpenCV counts the frames, too, that FFmpeg leaves out
+            seen, whole = trimmed
+            self._per_second = self.count / whole
+            self.count = round(self._per_second * seen)
         self.size = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         self.read = 0
         self._capture = capture
@@ -79,13 +88,14 @@ class Frames:
 
     @property
     def missing(self) -> int:
-        """How many could not be read. Where a video tells no number, OpenCV makes one of its length and first rate.
+        """How many could not be read. Where a video tells no number, OpenCV makes one of its length and first rate; where it
+        was trimmed, its table counts what is not seen.
 
         So one that ends in a still picture looks like one that breaks off.
         """
         if not (self.uncounted and self.read):
             return self.count - self.read
-        return self._damaged + max(0, round(self.count - (self._seconds + self._lasts) * self.rate))
+        return self._damaged + max(0, round(self.count - (self._seconds + self._lasts) * self._per_second))
 
     @property
     def hole(self) -> tuple[float, float] | None:
@@ -94,9 +104,70 @@ class Frames:
         return self._hole if self.uncounted and end - begin >= max(_HOLE_SECONDS, 10 / self.rate) else None
 
 
-def _begin_of(file: Path) -> bytes:
+def _has_table(file: Path) -> bool:
+    """Whether a file is of a kind that counts its frames: MP4, QuickTime or AVI."""
     with file.open("rb") as opened:
-        return opened.read(4)
+        begin = opened.read(8)
+    return begin[4:] in _BOXES or begin[:4] == b"RIFF"
+
+
+def _trimmed(file: Path) -> tuple[float, float] | None:
+    """The seconds that an MP4 file shows of its pictures, and those that it holds; None where it shows all.
+
+    Who trims one without encoding it anew leaves frames before the cut, for others to be decoded, and has an edit list say
+    where it begins (ISO/IEC 14496-12, 8.6.6).
+    """
+    with file.open("rb") as opened:
+        if opened.read(8)[4:] not in _BOXES:
+            return None
+        try:
+            for movie in _boxes(opened, (0, file.stat().st_size), b"moov"):
+                for track in _boxes(opened, movie, b"trak"):
+                    if _content(opened, track, b"mdia", b"hdlr")[8:12] == b"vide":
+                        return _seen_of(opened, movie, track)
+        except (struct.error, ZeroDivisionError):  # damaged
+            pass
+    return None
+
+
+def _seen_of(opened: BinaryIO, movie: tuple[int, int], track: tuple[int, int]) -> tuple[float, float] | None:
+    scale, _ = _times(_content(opened, movie, b"mvhd"))
+    own_scale, length = _times(_content(opened, track, b"mdia", b"mdhd"))
+    edits = _content(opened, track, b"edts", b"elst")
+    layout = struct.Struct(">Qqi" if edits[:1] == b"\1" else ">Iii")
+    rows = edits[8 : 8 + (len(edits) - 8) // layout.size * layout.size]
+    seen = sum(lasts for lasts, begin, _ in layout.iter_unpack(rows) if begin >= 0)  # others show nothing
+    # The edits are in the movie's units, and so may be less by one of them where nothing is left out.
+    return (seen / scale, length / own_scale) if seen and (seen + 1) / scale < length / own_scale else None
+
+
+def _times(header: bytes) -> tuple[int, int]:
+    """The units in a second, and how many of them it lasts, of a header of a movie or of a track's media."""
+    scale, length = struct.unpack_from(">IQ" if header[:1] == b"\1" else ">II", header, 20 if header[:1] == b"\1" else 12)
+    return scale, length
+
+
+def _boxes(opened: BinaryIO, place: tuple[int, int], kind: bytes) -> Iterator[tuple[int, int]]:
+    """Where the contents of the boxes of a kind begin and end, of those that lie next to each other there."""
+    begin, end = place
+    while begin + 8 <= end:
+        opened.seek(begin)
+        size, found, longer = struct.unpack(">I4sQ", opened.read(16).ljust(16, b"\0"))
+        head = 16 if size == 1 else 8
+        size = longer if size == 1 else size or end - begin
+        if size < head:
+            return
+        if found == kind:
+            yield begin + head, min(begin + size, end)
+        begin += size
+
+
+def _content(opened: BinaryIO, place: tuple[int, int], *path: bytes) -> bytes:
+    """The content of a box within boxes, b"" where there is none."""
+    for kind in path:
+        place = next(_boxes(opened, place, kind), (0, 0))
+    opened.seek(place[0])
+    return opened.read(place[1] - place[0])
 
 
 @contextmanager

@@ -5,11 +5,14 @@ import fcntl
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -39,6 +42,28 @@ def task_of(photos, folder):
         max_bytes=10**8,
         max_pixels=10**8,
     )
+
+
+def nobody(version=1):
+    """The answer of a service that finds nobody, by that version of its model."""
+    categories = [{"keypoints": ["nose"], "skeleton": []}]
+    images = [{"width": 9, "height": 9}]
+    info = {"model": "lpn50", "model_version": str(version)}
+    return httpx.Response(200, json={"info": info, "images": images, "categories": categories, "annotations": []})
+
+
+def problem(status, code):
+    return httpx.Response(status, json={"type": f"/problems/{code}", "detail": "as it is told"})
+
+
+def predict(task, answer, at_once=1):
+    """The photos of a task that failed, asked of a service that answers so."""
+
+    async def run():
+        async with AsyncPoseClient(transport=httpx.MockTransport(answer)) as client:
+            return await many.predict(task, client, at_once, lambda _: None)
+
+    return asyncio.run(run())
 
 
 @pytest.fixture
@@ -199,8 +224,8 @@ def test_predict_tells_of_photos_of_a_kind_that_is_not_read(lpn, server, photos)
     assert "IMG_1.HEIC: is a HEIC file, which is not read; send it as JPEG" in " ".join(err.split())
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["by itself", "by a server"])
-def test_predict_goes_on_where_it_was_interrupted(lpn, server, photos, tmp_path, own):
+@pytest.mark.parametrize(("own", "stop"), [(True, signal.SIGINT), (False, signal.SIGTERM)], ids=["by itself", "by a server"])
+def test_predict_goes_on_where_it_was_interrupted(lpn, server, photos, tmp_path, own, stop):
     for number in range(30):
         shutil.copy(photos / "t_pose_cc0.jpg", photos / f"{number:03}.jpg")
     command = ["predict", "photos", "--out", "people.json", "--draw", "drawn", *([] if own else server)]
@@ -212,10 +237,12 @@ def test_predict_goes_on_where_it_was_interrupted(lpn, server, photos, tmp_path,
     while not part.exists() or part.read_bytes().count(b"\n") < 6:
         assert time.monotonic() < until
         time.sleep(0.01)
-    begun.send_signal(signal.SIGINT)
-    assert "photos are done; the same command goes on from there." in begun.communicate(timeout=60)[1]
-    assert begun.returncode == 1
+    begun.send_signal(stop)
+    told = begun.communicate(timeout=60)[1].split("\n")
+    assert begun.returncode == 128 + stop
+    assert part.read_bytes().endswith(b"}\n")
     done = part.read_bytes().splitlines()[1:]
+    assert told == ["", f"{len(done)} photos are done; the same command goes on from there.", "Aborted!", ""]
     assert 5 <= len(done) < 25
     with part.open("ab") as file:
         file.write(b'{"photo": "photos/059')  # as a power cut leaves it
@@ -248,23 +275,9 @@ def photo_of(line):
 
 def test_predict_does_not_mix_the_answers_of_two_models(photos, tmp_path):
     """As where a service that is asked starts anew with another one."""
-
-    async def run() -> None:
-        answers = itertools.count(1)
-
-        def answer(request: httpx.Request) -> httpx.Response:
-            info = {"model": "lpn50", "model_version": str(next(answers))}
-            person = {"keypoints": ["nose"], "skeleton": []}
-            return httpx.Response(
-                200, json={"info": info, "images": [{"width": 9, "height": 9}], "categories": [person], "annotations": []}
-            )
-
-        async with AsyncPoseClient(transport=httpx.MockTransport(answer)) as client:
-            asked = task_of(photos, tmp_path)
-            await many.predict(asked, client, 1, lambda _: None)
-
+    versions = itertools.count(1)
     with pytest.raises(PoseError, match="answers with the model lpn50/2 now, and with lpn50/1 before"):
-        asyncio.run(run())
+        predict(task_of(photos, tmp_path), lambda _: nobody(next(versions)))
     assert not (tmp_path / "people.json").exists()
     assert (tmp_path / "people.json.part").read_bytes().count(b"\n") == 2  # what it is of, and the first answer
 
@@ -309,7 +322,7 @@ def test_predict_tells_of_every_kind_of_photo_that_it_cannot_take(lpn, photos):
     with (photos / "large.tif").open("wb") as file:
         file.truncate(2**30)
     code, out, err = lpn("predict", photos)
-    assert code == 1
+    assert code == 75  # the links may lead somewhere later
     assert len(json.loads(out)["images"]) == 2
     assert err.splitlines()[0] == "5 of 7 photos failed:"
     for reason in ("no UTF-8", "gone.jpg: No such file", "no regular file", "POSE_MAX_BODY_BYTES"):
@@ -350,7 +363,7 @@ def test_predict_wants_photos(lpn, photos, tmp_path):
 
 def test_no_service_there(lpn):
     code, out, err = lpn("predict", PHOTOS, "--server", "http://127.0.0.1:9")
-    assert (code, out) == (1, "")
+    assert (code, out) == (75, "")
     assert err == "Error: http://127.0.0.1:9 gives no answer: All connection attempts failed\n"
 
 
@@ -371,13 +384,14 @@ class Capture:
         return True, np.zeros((9, 9, 3), np.uint8)
 
 
-@pytest.mark.parametrize("begin", [b"\x1aE\xdf\xa3", b"FLV\x01"])
+@pytest.mark.parametrize("begin", [b"\x1aE\xdf\xa3", b"FLV\x01", b"G@\x11\x10\0B\xf0%"])
 @pytest.mark.parametrize(
     ("seconds", "missing", "rate"),
     [
         ([*np.arange(60) / 30, *(2 + np.arange(30) / 10)], 0, 30.0),  # 5 s, of which OpenCV makes 150 frames
         ([*np.arange(60) / 30, *(2 + np.arange(10) / 10)], 60, 30.0),
         (np.arange(150) / 30, 0, 30.0),
+        (np.arange(0, 5, 0.04), 0, 600.0),
         (np.arange(0, 5, 0.04), 0, 1000.0),  # milliseconds that are uneven are taken for its rate
     ],
 )
@@ -390,6 +404,26 @@ def test_a_video_that_tells_no_number_of_frames_is_whole_where_its_time_is(tmp_p
     assert frames.missing == missing
     assert video_module.told_missing(frames) == (missing > 0)
     assert "there is no frame" not in capsys.readouterr().err
+
+
+def test_a_video_that_was_trimmed_is_whole_where_its_edit_list_says_so(video, tmp_path, capsys):
+    """Here by hand: its first 8 frames are left out, as `ffmpeg -ss 0.32 -c copy` would do it."""
+    content = video.read_bytes()
+    edits = content.index(b"elst") + 12
+    length, begin = struct.unpack_from(">Ii", content, edits)
+    assert (length, begin) == (800, 0)  # milliseconds
+    scale = struct.unpack_from(">I", content, content.index(b"mdhd") + 16)[0]
+    trimmed = bytearray(content)
+    struct.pack_into(">Ii", trimmed, edits, 480, scale * 8 // 25)
+    begin, end = len(content) * 3 // 5, content.index(b"moov") - 4
+    damaged = trimmed[:begin] + bytes(end - begin) + trimmed[end:]
+    for name, file, whole in (("trimmed.mp4", trimmed, True), ("damaged.mp4", damaged, False)):
+        (tmp_path / name).write_bytes(file)
+        with video_module.frames_of(tmp_path / name) as frames:
+            read = len(list(frames))
+            assert (frames.count, read == 12) == (12, whole)
+            assert video_module.told_missing(frames) == (not whole)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"damaged.mp4: {12 - read} of 12 frames could not be read.")
 
 
 def test_a_video_that_tells_no_number_of_frames_goes_on_past_a_damaged_one(tmp_path):
@@ -454,21 +488,103 @@ def video(tmp_path_factory):
 
 
 @pytest.mark.parametrize("late", [1, 99])
-def test_predict_asks_again_for_a_photo_that_was_late(tmp_path, monkeypatch, late):
+@pytest.mark.parametrize("how", [504, httpx.ReadTimeout("slow"), httpx.WriteTimeout("slow")])
+def test_predict_asks_again_for_a_photo_that_was_late(tmp_path, monkeypatch, late, how):
     """And keeps what it has where it stays so, for the same command to go on."""
     monkeypatch.setattr(many, "_LATE_WAITS", (0, 0))
-    categories = [{"keypoints": ["nose"], "skeleton": []}]
-    images = [{"width": 9, "height": 9}]
-    content = {"info": {"model": "m", "model_version": "1"}, "images": images, "categories": categories, "annotations": []}
-    answers = itertools.chain([httpx.Response(504)] * late, itertools.repeat(httpx.Response(200, json=content)))
+    left = itertools.count(1)
 
-    async def run():
-        async with AsyncPoseClient(transport=httpx.MockTransport(lambda _: next(answers))) as client:
-            task = task_of(PHOTOS / "t_pose_cc0.jpg", tmp_path)
-            return await many.predict(task, client, 1, lambda _: None)
+    def answer(request):
+        if next(left) > late:
+            return nobody()
+        if isinstance(how, int):
+            return httpx.Response(how)
+        raise how
 
-    assert len(asyncio.run(run())) == (late > 3)
+    assert len(predict(task_of(PHOTOS / "t_pose_cc0.jpg", tmp_path), answer)) == (late > 3)
     assert (tmp_path / "people.json.part").exists() == (late > 3)
+
+
+@pytest.mark.parametrize(("status", "code"), [(408, "request_timeout"), (500, "internal_error")])
+def test_predict_asks_again_for_what_may_have_an_answer_later(photos, tmp_path, status, code):
+    asked = []
+
+    def answer(request):
+        asked.append(request)
+        return problem(status, code) if len(asked) == 2 else nobody()
+
+    (fault,) = predict(task_of(photos, tmp_path), answer)
+    assert fault.passing
+    assert len(json.loads((tmp_path / "people.json").read_text())["images"]) == 1
+    assert predict(task_of(photos, tmp_path), answer) == []
+    assert len(asked) == 3
+    assert len(json.loads((tmp_path / "people.json").read_text())["images"]) == 2
+    assert not (tmp_path / "people.json.part").exists()
+
+
+def test_predict_goes_on_where_a_disk_was_away(photos, tmp_path):
+    task, asked, away = task_of(photos, tmp_path), [], tmp_path / "away"
+
+    def answer(request):
+        asked.append(request)
+        if photos.exists():
+            photos.rename(away)
+        return nobody()
+
+    faults = predict(task, answer)
+    assert [(str(fault).rpartition(": ")[2], fault.passing) for fault in faults] == [("No such file or directory", True)]
+    away.rename(photos)
+    assert predict(task, lambda request: asked.append(request) or nobody()) == []
+    assert len(asked) == 2
+
+
+def test_predict_keeps_nothing_where_photos_are_bad_for_good(photos, tmp_path):
+    """Most folders have such: what is kept would stay for ever, and stand in the way of a run with other options."""
+    answers = iter((problem(422, "invalid_image"), nobody()))
+    (fault,) = predict(task_of(photos, tmp_path), lambda _: next(answers))
+    assert not fault.passing
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["people.json", "photos"]
+
+
+def test_predict_keeps_whole_answers_where_the_disk_is_full(photos, tmp_path, capsys):
+    for number in range(9):
+        shutil.copy(photos / "t_pose_cc0.jpg", photos / f"{number}.jpg")
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, most[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*people\.json\.part"):
+            predict(task_of(photos, tmp_path), lambda _: nobody())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    part = (tmp_path / "people.json.part").read_bytes()
+    assert part.endswith(b"\n")
+    done = part.count(b"\n") - 1
+    assert 1 < done < 9
+    assert capsys.readouterr().err == f"\n{done} photos are done; the same command goes on from there.\n"
+
+
+def test_predict_ends_well_where_somebody_has_deleted_its_part(photos, tmp_path):
+    part = tmp_path / "people.json.part"
+    assert predict(task_of(photos, tmp_path), lambda _: part.unlink(missing_ok=True) or nobody()) == []
+    assert sorted(image["id"] for image in json.loads((tmp_path / "people.json").read_text())["images"]) == [0, 1]
+
+
+def test_predict_holds_no_answers_in_memory(photos, tmp_path):
+    """Neither those that come nor those that an interrupted run has left, the last of which broke off."""
+    for number in range(98):
+        (photos / f"{number}.jpg").write_bytes(b"x")
+    answer = json.loads(nobody().content) | {"as_of_many_people": "x" * 100_000}
+    answers = itertools.chain([problem(500, "internal_error")], itertools.repeat(httpx.Response(200, json=answer)))
+    for failed in (1, 0):
+        tracemalloc.start()
+        assert len(predict(task_of(photos, tmp_path), lambda _: next(answers))) == failed
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 5_000_000
+        if failed:
+            with (tmp_path / "people.json.part").open("ab") as part:
+                part.write(b'{"photo": ["00')
+    assert len(json.loads((tmp_path / "people.json").read_text())["images"]) == 100
 
 
 def test_predict_needs_no_key_and_waits_for_its_own_service(lpn):
@@ -599,7 +715,7 @@ def test_track_leaves_no_half_file_where_it_is_stopped(video, tmp_path, stop):
         time.sleep(0.01)
     begun.send_signal(stop)
     assert begun.communicate(timeout=60)[1].strip() == "Aborted!"
-    assert begun.returncode == 1
+    assert begun.returncode == 128 + stop
     assert not list(tmp_path.iterdir())
 
 

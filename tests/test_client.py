@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -132,6 +133,17 @@ def test_a_proxy_that_cannot_be_used(name, value, monkeypatch):
             kind("http://localhost:8000")
 
 
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_certificates_that_cannot_be_read(content, monkeypatch, tmp_path):
+    file = tmp_path / "ca.pem"
+    if content:
+        file.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    for kind in (PoseClient, AsyncPoseClient):
+        with pytest.raises(ValueError, match="the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read: "):
+            kind("http://localhost:8000")
+
+
 def test_options_reach_the_service(pose_client):
     pose = pose_client.estimate(PHOTO, max_people=1, keypoint_threshold=1.0, flip_test=True)
     assert pose.keypoints.shape == (1, 17, 3)
@@ -158,6 +170,13 @@ def test_a_refusal_tells_what_the_service_told(pose_client, service):
         pose_client.estimate(b"no picture")
     assert (refused.value.status, refused.value.code) == (422, "invalid_image")
     service.wait_until(lambda: refused.value.request_id in service.log)
+
+
+def test_errors_come_through_from_another_process():
+    refused = Refused(422, "invalid_box", "boxes.0 has no area", "r-1", [{"loc": ["boxes", 0], "msg": "has no area"}])
+    copy = pickle.loads(pickle.dumps(refused))
+    assert (type(copy), str(copy), vars(copy)) == (Refused, str(refused), vars(refused))
+    assert str(pickle.loads(pickle.dumps(NoAnswer("nobody there")))) == "nobody there"
 
 
 def test_a_key(start_service):
