@@ -66,7 +66,7 @@ def _options_of_people(command: Callable[..., None]) -> Callable[..., None]:
     epilog="\b\nExamples:\n"
     "  scripts/lpn predict party.jpg\n"
     "  scripts/lpn predict photos/ --out people.json --draw drawn/\n"
-    "  scripts/lpn predict val2017/ --boxes person_keypoints_val2017.json --format results --out results.json\n"
+    "  scripts/lpn predict photos/ --boxes boxes.json --format results --out results.json\n"
     "  scripts/lpn predict photos/ --server http://localhost:8000 --out people.json"
 )
 @click.argument("photos", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
