@@ -91,10 +91,10 @@ class Admission:
         of them was run in vain.
 
         Of each other request as many crops run before that last one as it has itself, and then of those that come after it.
-        A request is tried where it is alone.
+        A request that would be late alone is tried: to come back would not help it.
         """
         turns = 2 * sum(min(room.crops, crops) for room in self._rooms)
-        excess = turns + crops - self.crops_until(deadline)
-        if turns and excess > 0:
+        in_time = self.crops_until(deadline)
+        if crops <= in_time < turns + crops:
             told = f"The crops of others leave no time for the {crops} of this request before its deadline."
-            raise QueueFull(told, self.wait_for(excess / 2))
+            raise QueueFull(told, self.wait_for((turns + crops - in_time) / 2))

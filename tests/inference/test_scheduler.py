@@ -545,7 +545,9 @@ def test_a_network_that_fails_on_zeros_too_makes_the_scheduler_unready_until_it_
 def test_a_request_that_would_be_late_is_refused_at_once_and_told_when_it_would_not():
     async def work(s: Scheduler) -> None:
         s.admission.seconds_per_crop = 0.1
-        with s.admission.admit(60, deadline=soon(2)):  # longer than its deadline lets, but alone
+        with s.admission.admit(50, deadline=soon(2)), s.admission.admit(45, deadline=soon(2)):  # late alone, and tried
+            pass
+        with s.admission.admit(60, deadline=soon(2)):
             with s.admission.admit(10, deadline=soon(2)):  # 10 of the others' before its last, and 10 that may come
                 pass
             with pytest.raises(QueueFull, match="no time") as full, s.admission.admit(14, deadline=soon(2)):
