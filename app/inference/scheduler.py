@@ -125,8 +125,11 @@ class Scheduler:
     @property
     def ready(self) -> bool:
         """Whether lanes are there to take work, not all cores lost to lanes that stand still, and no network always fails."""
-        running = self._tender is not None and not self._tender.done()
-        return running and self._standing < self.lanes and not self._failing
+        return self._running and self._standing < self.lanes and not self._failing
+
+    @property
+    def _running(self) -> bool:
+        return self._tender is not None and not self._tender.done()
 
     def start(self) -> None:
         """Open the lanes. Call it on the event loop that will submit."""
@@ -263,7 +266,7 @@ class Scheduler:
                 log.error("a batch failed whose requests had ended", exc_info=cause)
             _fail_all(members, BatchFailed(f"The network {network.name} failed on a batch of {len(members)}."), cause)
             self._failures[network] = self._failures.get(network, 0) + 1
-            if self._failures[network] >= _SUSPECT and network not in self._trials:
+            if self._failures[network] >= _SUSPECT and network not in self._trials and self._running:
                 self._trials[network] = asyncio.create_task(self._try(network, np.zeros_like(crops[0])))
         self._fill_lanes()
 

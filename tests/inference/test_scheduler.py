@@ -542,6 +542,32 @@ def test_a_network_that_fails_on_zeros_too_makes_the_scheduler_unready_until_it_
     drive(work)
 
 
+def test_a_network_whose_batches_fail_while_the_scheduler_stops_is_not_tried_any_more():
+    async def main() -> None:
+        opened, batches = threading.Event(), 0
+
+        def run(batch: np.ndarray) -> BatchResult:
+            nonlocal batches
+            batches += 1
+            assert opened.wait(20)
+            raise ValueError("no memory")
+
+        network, s = Network("n", run), Scheduler(3, 100, 4, Metrics())
+        s.start()
+        jobs = [asyncio.create_task(s.run(network, crops(1), soon())) for _ in range(3)]
+        await until(lambda: batches == 3)
+        stopping = asyncio.create_task(s.stop())
+        await asyncio.sleep(0.01)
+        opened.set()
+        await stopping
+        assert [type(error) for error in await asyncio.gather(*jobs, return_exceptions=True)] == [BatchFailed] * 3
+        await asyncio.sleep(0.05)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert batches == 3
+
+    asyncio.run(main())
+
+
 def test_a_request_that_would_be_late_is_refused_at_once_and_told_when_it_would_not():
     async def work(s: Scheduler) -> None:
         s.admission.seconds_per_crop = 0.1
