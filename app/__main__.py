@@ -26,8 +26,10 @@ def read_settings() -> "Settings | None":
     from app.settings import Settings, strange_settings
 
     strange = strange_settings(os.environ)
+    of_kubernetes = any(name.endswith("_SERVICE_HOST") for name in strange)
+    why = " (of a Service in Kubernetes? Set enableServiceLinks: false in the pod's spec)" if of_kubernetes else ""
     for name in strange:
-        print(f"{name}: there is no such setting", file=sys.stderr)
+        print(f"{name}: there is no such setting{why}", file=sys.stderr)
     if strange:
         return None
     try:
