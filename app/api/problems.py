@@ -160,6 +160,8 @@ def render(problem: Problem, request_id: str) -> Response:
         headers["Allow"] = problem.allow
     if problem.code == "request_timeout":
         headers["Connection"] = "close"  # what still comes of the body is forgotten
+    if problem.code in ("queue_full", "not_ready"):
+        headers["Connection"] = "close"  # asked again on a new one, another replica behind the same address may answer
     if problem.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
     content = orjson.dumps(content_of(problem, request_id))
