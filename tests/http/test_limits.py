@@ -114,6 +114,7 @@ def test_a_body_counts_until_its_request_is_answered(start_service, t_pose):
     service.wait_until(lambda: service.metric("pose_queue_crops") > 0)
     refused = service.client.post("/v1/pose", params={"boxes": BOX}, content=padded, headers=JPEG)
     assert (refused.status_code, refused.json()["type"]) == (429, "/problems/queue_full")
+    assert refused.headers["Connection"] == "close"  # the next try may reach another replica
     assert "bytes of bodies" in refused.json()["detail"]
     waiting.join()
     assert waiting.answer.status_code == 200

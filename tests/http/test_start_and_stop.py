@@ -104,6 +104,12 @@ def test_a_setting_that_there_is_not_is_told_for_a_misspelt_key_would_open_the_s
     assert refusal(api_key="secret") == "POSE_API_KEY: there is no such setting\n"
 
 
+def test_variables_of_kubernetes_are_told_as_such():
+    assert refusal(api_service_host="10.0.0.1").startswith(
+        "POSE_API_SERVICE_HOST: there is no such setting (of a Service in K"
+    )
+
+
 def test_arguments_are_told_to_mean_nothing():
     assert refusal("--port", "9999").startswith("--port: this command takes no arguments; settings are POSE_…")
     assert refusal(api_key="secret", lane="2").count("\n") == 2
