@@ -266,16 +266,34 @@ def test_kustomize_puts_the_manifests_together():
 # What the page on Kubernetes says
 
 
+OVERLAYS = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+
+
+def kustomized(overlay: str, folder: Path) -> str:
+    shutil.copytree(K8S, folder / "docker/k8s")
+    (folder / "overlay").mkdir()
+    (folder / "overlay/kustomization.yaml").write_text(overlay)
+    made = subprocess.run(["kubectl", "kustomize", folder / "overlay"], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
 def test_the_overlay_on_the_page_sets_the_image_and_prometheus_address(tmp_path):
-    (overlay,) = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
-    shutil.copytree(K8S, tmp_path / "docker/k8s")
-    (tmp_path / "overlay").mkdir()
-    (tmp_path / "overlay/kustomization.yaml").write_text(overlay)
-    made = subprocess.run(["kubectl", "kustomize", tmp_path / "overlay"], capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    assert made.stdout.count("serverAddress: http://PROMETHEUS:9090") == made.stdout.count("serverAddress:") == 3
-    assert "image: REGISTRY/lpn-pose:1\n" in made.stdout
+    overlay, _ = OVERLAYS
+    made = kustomized(overlay, tmp_path)
+    assert made.count("serverAddress: http://PROMETHEUS:9090") == made.count("serverAddress:") == 3
+    assert "image: REGISTRY/lpn-pose:1\n" in made
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
+def test_the_overlay_on_the_page_leaves_out_what_needs_operators(tmp_path):
+    overlay, without_operators = OVERLAYS
+    before, _ = overlay.split("  - target: { kind: ScaledObject }\n")
+    made = list(yaml.safe_load_all(kustomized(before + without_operators, tmp_path)))
+    assert sorted(each["kind"] for each in made) == ["Deployment", "PodDisruptionBudget", "Service"]
+    (replicas,) = [each["spec"]["replicas"] for each in made if each["kind"] == "Deployment"]
+    assert replicas == 2
 
 
 def test_the_simulated_day_is_the_one_on_the_page():
