@@ -204,7 +204,9 @@ class Scheduler:
             return []
         network = self._tickets[0].network
         waiting = sum(ticket.waiting for ticket in self._tickets if ticket.network is network)
-        size = 1 if network.counts == "pictures" else min(self.max_batch_crops, math.ceil(waiting / len(self._lanes)))
+        # While a network is tried, its crop of zeros shares no batch with those of requests, which may be at fault.
+        single = network.counts == "pictures" or network in self._trials
+        size = 1 if single else min(self.max_batch_crops, math.ceil(waiting / len(self._lanes)))
         members: list[tuple[Ticket, int]] = []
         others: deque[Ticket] = deque()
         while self._tickets and len(members) < size:
