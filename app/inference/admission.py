@@ -63,10 +63,10 @@ class Admission:
     def admit(self, crops: int, leave: int = 0, deadline: float = math.inf) -> Iterator[Room]:
         """Hold room for a request's crops until each has run or the request ends, where so much of it is left to others and
         the deadline, on the event loop's clock, is far enough. Raises QueueFull or TooManyCrops at once."""
-        self._check_time(crops, deadline)
         room = Room(self)
         try:
-            room.resize(crops, leave)
+            room.resize(crops, leave)  # first: more crops than there is ever room for are not to come again
+            self._check_time(crops, deadline)
             self._rooms.add(room)
             yield room
         finally:

@@ -542,6 +542,27 @@ def test_a_network_that_fails_on_zeros_too_makes_the_scheduler_unready_until_it_
     drive(work)
 
 
+def test_a_network_that_is_tried_beside_crops_that_are_at_fault_is_not_called_failing():
+    def run(batch: np.ndarray) -> BatchResult:
+        time.sleep(0.002)
+        if batch.any():
+            raise ValueError("one of them is at fault")
+        return doubled(batch)
+
+    async def work(s: Scheduler) -> None:
+        network, until = Network("n", run), time.monotonic() + 0.5
+
+        async def client() -> None:
+            while time.monotonic() < until:
+                with pytest.raises(BatchFailed):
+                    await s.run(network, crops(1, 1, 1, 1), soon())
+                assert s.ready
+
+        await asyncio.gather(*(client() for _ in range(4)))
+
+    drive(work)
+
+
 def test_a_network_whose_batches_fail_while_the_scheduler_stops_is_not_tried_any_more():
     async def main() -> None:
         opened, batches = threading.Event(), 0
@@ -638,6 +659,8 @@ def test_a_scheduler_that_was_never_started_can_be_stopped():
 
 def test_more_crops_than_the_queue_holds_are_told_from_a_full_queue():
     async def work(s: Scheduler) -> None:
+        with s.admission.admit(4), pytest.raises(TooManyCrops), s.admission.admit(6, deadline=soon(0.4)):  # nor by time
+            pass
         with pytest.raises(TooManyCrops, match=r"6 .* 5"), s.admission.admit(6):
             pass
 
