@@ -90,11 +90,13 @@ class Admission:
         """Refuse a request whose last crop would come too late: where all are let in, all are late together, and what was run
         of them was run in vain.
 
-        Of each other request as many crops run before that last one as it has itself, and then of those that come after it.
-        A request that would be late alone is tried: to come back would not help it.
+        Of each other request as many crops run before that last one as it has itself, and then of those that come in the
+        places of others: in all a few more than a turn of all for each of its crops. A request that would be late alone is
+        tried: to come back would not help it.
         """
-        turns = 2 * sum(min(room.crops, crops) for room in self._rooms)
+        others = [room.crops for room in self._rooms if room.crops]
+        turns = 2 * sum(min(held, crops) for held in others)
         in_time = self.crops_until(deadline)
-        if crops <= in_time < turns + crops:
+        if crops <= in_time < min(turns, 1.25 * len(others) * crops) + crops:
             told = f"The crops of others leave no time for the {crops} of this request before its deadline."
             raise QueueFull(told, self.wait_for((turns + crops - in_time) / 2))

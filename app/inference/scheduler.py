@@ -290,7 +290,8 @@ class Scheduler:
 
     def _learn(self, network: Network, seconds: float) -> None:
         """A crop of a batch has taken so long. The warm-up may have been slow, on cores that others used."""
-        self.admission.seconds_per_crop += 0.1 * (seconds - self.admission.seconds_per_crop)
+        usual = min(self.admission.seconds_per_crop, 2 * seconds)  # at once: who is refused by a slow rate teaches no other
+        self.admission.seconds_per_crop = usual + 0.1 * (seconds - usual)
         self.quickest[network] = min(seconds, self.quickest.get(network, seconds))
 
     def _deliver(self, members: list[tuple[Ticket, int]], result: BatchResult) -> None:
