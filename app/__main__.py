@@ -68,7 +68,9 @@ def serve() -> int:
     settings = read_settings()
     if settings is None:
         return 1
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash would write the pictures in memory to a disk
+    # A crash would write the pictures in memory to a disk. Linux hands them to a program whatever the limit is, but for 1.
+    core = 0 if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (core, core))
     if fault := _raise_file_limit(settings.max_connections):
         print(f"POSE_MAX_CONNECTIONS: {fault}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@ While it runs, each photo's answer is a line of OUT.part, so that a run that was
 """
 
 import asyncio
+import errno
 import hashlib
 import os
 import sys
@@ -214,9 +215,10 @@ async def _answer(photo: Photo, task: Task, client: AsyncPoseClient) -> bytes:
         _check_size(photo, pose)
         if task.draw is not None:
             drawn = await asyncio.to_thread(_drawn, photo, data, pose, task.max_pixels)
-    except (OSError, image.ImageTooLarge) as error:
-        # A file that cannot be read may lie on a disk that is away.
-        raise PhotoFault(getattr(error, "strerror", None) or str(error), isinstance(error, OSError)) from error
+    except image.ImageTooLarge as error:
+        raise PhotoFault(str(error)) from error
+    except OSError as error:
+        raise PhotoFault(error.strerror or str(error), _passes(error, photo.file)) from error
     if task.draw is not None:
         await asyncio.to_thread(_write_drawn, _drawn_file(photo, task.draw), drawn)
     try:
@@ -309,6 +311,13 @@ def _is_done(photo: Photo, task: Task) -> bool:
         return photo.file.exists() and (task.draw is None or _drawn_file(photo, task.draw).exists())
     except OSError:
         return False
+
+
+def _passes(error: OSError, file: Path) -> bool:
+    """Whether a file may be read the next time, as on a disk that was away; not where it alone is gone, or forbidden."""
+    if error.errno == errno.ENOENT:
+        return not real(file).parent.is_dir()
+    return error.errno not in (errno.EACCES, errno.EPERM, errno.ELOOP)
 
 
 def _identity(file: Path) -> list[str | int]:

@@ -35,6 +35,7 @@ _USUAL_RATE = 30.0  # frames a second, of a video that does not say
 _DAMAGED_IN_A_ROW = 1000  # then a video has ended, however many frames its header claims
 _LIKELY_RATE = 240.0  # the most that is believed where OpenCV guesses the rate by times that may be uneven
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # that MP4 and QuickTime begin with, after a length
+_MATROSKA = b"\x1aE\xdf\xa3"  # WebM too; tells the duration of a frame
 _HOLE_SECONDS = 1.0  # without a frame, which is told where damage leaves no other trace
 
 
@@ -45,10 +46,11 @@ class Frames:
     def __init__(self, file: Path, capture: cv2.VideoCapture) -> None:
         rate = capture.get(cv2.CAP_PROP_FPS)
         counted = not file.is_file() or _has_table(file)  # a pipe has no second begin
+        told = counted or _begin(file)[:4] == _MATROSKA
         trimmed = _trimmed(file) if file.is_file() else None
         self.file = file
         self.count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        self.rate = rate if 0 < rate < (1000 if counted else _LIKELY_RATE + 1) else _USUAL_RATE
+        self.rate = rate if 0 < rate < (1000 if told else _LIKELY_RATE + 1) else _USUAL_RATE
         self.uncounted = not counted or trimmed is not None
         self._per_second = self.rate
         if not counted and rate > 0:  # OpenCV makes the count of the length and the rate
@@ -106,9 +108,13 @@ class Frames:
 
 def _has_table(file: Path) -> bool:
     """Whether a file is of a kind that counts its frames: MP4, QuickTime or AVI."""
-    with file.open("rb") as opened:
-        begin = opened.read(8)
+    begin = _begin(file)
     return begin[4:] in _BOXES or begin[:4] == b"RIFF"
+
+
+def _begin(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(8)
 
 
 def _trimmed(file: Path) -> tuple[float, float] | None:

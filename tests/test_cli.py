@@ -322,7 +322,7 @@ def test_predict_tells_of_every_kind_of_photo_that_it_cannot_take(lpn, photos):
     with (photos / "large.tif").open("wb") as file:
         file.truncate(2**30)
     code, out, err = lpn("predict", photos)
-    assert code == 75  # the links may lead somewhere later
+    assert code == 1  # none of them is away for a while: the folder of each is there
     assert len(json.loads(out)["images"]) == 2
     assert err.splitlines()[0] == "5 of 7 photos failed:"
     for reason in ("no UTF-8", "gone.jpg: No such file", "no regular file", "POSE_MAX_BODY_BYTES"):
@@ -399,7 +399,7 @@ def test_a_video_that_tells_no_number_of_frames_is_whole_where_its_time_is(tmp_p
     file = tmp_path / "phone.mkv"
     file.write_bytes(begin)
     frames = video_module.Frames(file, Capture(seconds, round(5 * rate), rate))
-    assert frames.count == 150
+    assert frames.count == (3000 if begin == b"\x1aE\xdf\xa3" and rate == 600 else 150)  # Matroska's own rate is believed
     assert len(list(frames)) == len(seconds)
     assert frames.missing == missing
     assert video_module.told_missing(frames) == (missing > 0)
@@ -536,6 +536,20 @@ def test_predict_goes_on_where_a_disk_was_away(photos, tmp_path):
     away.rename(photos)
     assert predict(task, lambda request: asked.append(request) or nobody()) == []
     assert len(asked) == 2
+
+
+def test_a_photo_that_alone_is_gone_or_forbidden_does_not_keep_what_was_found(photos, tmp_path):
+    (photos / "gone.jpg").symlink_to("nowhere")
+    (photos / "loop.jpg").symlink_to("loop.jpg")
+    (photos / "away.jpg").symlink_to("disk/photo.jpg")
+    faults = {
+        fault.args[0].partition(".jpg")[0].rpartition("/")[2]: fault
+        for fault in predict(task_of(photos, tmp_path), lambda _: nobody())
+    }
+    assert {name: fault.passing for name, fault in faults.items()} == {"gone": False, "loop": False, "away": True}
+    (photos / "away.jpg").unlink()
+    assert not any(fault.passing for fault in predict(task_of(photos, tmp_path), lambda _: nobody()))
+    assert not (tmp_path / "people.json.part").exists()
 
 
 def test_predict_keeps_nothing_where_photos_are_bad_for_good(photos, tmp_path):

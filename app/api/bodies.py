@@ -35,7 +35,7 @@ _FORM_FIELDS = 32  # beside a field for each box
 _BLANKS = re.compile(rb"[ \t]{101}")  # behind a boundary, where a parser passes over them one by one
 _EXTENDED_NAME = re.compile(rb"(?i);\s*filename\*\s*=\s*utf-8'[^']*'([^;\s]+)")
 _FIELD_BYTES = 2**20  # of a form's field: 1,600 boxes of long numbers are a tenth of it
-_JSON_TOKENS = 200_000  # brackets and commas; 1,600 boxes are 9,600, and a small body of more makes objects without number
+_JSON_TOKENS = 200_000  # brackets and commas; 1,600 boxes are 8,000, and a small body of more makes objects without number
 _NAME_BYTES = 255  # of a file, in the file systems that people have
 _TOLD_ERRORS, _TOLD_CHARACTERS = 20, 80  # of what a client made up: an answer stays small
 _WISHES = {  # pydantic's kind of error → what it must be, in our words
