@@ -275,6 +275,14 @@ def test_the_interval_holds_the_figure_and_is_the_same_each_time(crowd):
     np.testing.assert_array_equal(draws, oks.evaluate_results(*crowd)[1])
 
 
+def test_a_difference_is_told_with_the_interval_of_the_basic_bootstrap():
+    """Draws that lie above the figure on the whole move the interval below it."""
+    one = accuracy.Accuracy(9, {"ap": 0.6}, {"ap": np.linspace(0.6, 0.64, 1001)}, {})
+    other = accuracy.Accuracy(9, {"ap": 0.5}, {"ap": np.full(1001, 0.5)}, {})
+    assert accuracy.difference(one, other) == "+0.100 [+0.061, +0.099]"
+    assert accuracy.difference(one, one) == ""
+
+
 def test_the_share_of_hits_is_drawn_by_pictures():
     draws = accuracy.share_draws([np.array([True, True]), np.array([], bool), np.array([False])])
     times = accuracy.picture_draws(3)
