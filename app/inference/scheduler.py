@@ -158,6 +158,8 @@ class Scheduler:
         `room`: what the crops hold, given back one by one as they finish. Raises TimeoutError past the deadline, BatchFailed
         or LaneLost where a batch fails, and ShuttingDown. If the caller is cancelled, the crops that wait are dropped.
         """
+        if self._tender is not None and not self._running:
+            raise ShuttingDown("The service is shutting down.")
         loop = asyncio.get_running_loop()
         ticket = Ticket(
             network,

@@ -691,6 +691,9 @@ def test_stopping_answers_what_still_waits():
         gate.opened.set()
         await asyncio.gather(stopping, running)
         assert not s.ready
+        with pytest.raises(ShuttingDown):  # and of what comes after it
+            await s.run(gate.network, crops(2), soon())
+        assert gate.batches == [[0]]
 
     asyncio.run(main())
 
