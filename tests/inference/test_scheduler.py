@@ -542,6 +542,30 @@ def test_a_network_that_fails_on_zeros_too_makes_the_scheduler_unready_until_it_
     drive(work)
 
 
+def test_a_network_whose_trial_kills_a_lane_is_tried_again(caplog):
+    trials = 0
+
+    def run(batch: np.ndarray) -> BatchResult:
+        nonlocal trials
+        if batch.any():
+            raise ValueError("at fault")
+        trials += 1
+        if trials == 1:
+            raise SystemExit
+        return doubled(batch)
+
+    async def work(s: Scheduler) -> None:
+        network = Network("n", run)
+        for _ in range(3):
+            with pytest.raises(BatchFailed):
+                await s.run(network, crops(1), soon())
+        await until(lambda: trials == 2)
+        assert s.ready
+
+    drive(work)
+    assert "the network n gave nothing for zeros in time" in caplog.text
+
+
 def test_a_network_that_is_tried_beside_crops_that_are_at_fault_is_not_called_failing():
     def run(batch: np.ndarray) -> BatchResult:
         time.sleep(0.002)
