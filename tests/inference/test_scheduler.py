@@ -678,10 +678,12 @@ def test_the_rate_follows_the_batches():
         network = Network("n", doubled)
         s.admission.seconds_per_crop = 10  # of a warm-up on cores that others used
         await s.run(network, crops(1), soon())
-        assert s.admission.seconds_per_crop < 1
-        s.admission.seconds_per_crop = before = 1e-9
-        await s.run(network, crops(1), soon())
-        assert before < s.admission.seconds_per_crop < 0.2
+        assert s.admission.seconds_per_crop == pytest.approx(
+            1.9 * s.quickest[network]
+        )  # of twice the batch's, a tenth nearer
+        s.admission.seconds_per_crop, slow = 0.001, Network("slow", lambda batch: time.sleep(0.02) or doubled(batch))
+        await s.run(slow, crops(1), soon())
+        assert s.admission.seconds_per_crop == pytest.approx(0.9 * 0.001 + 0.1 * s.quickest[slow])
 
     drive(work)
 
