@@ -129,7 +129,7 @@ def serve() -> int:
 def main() -> int:
     """`serve`, which takes no arguments."""
     if sys.argv[1:]:
-        told = "this command takes no arguments; settings are POSE_… in the environment (README.md)"
+        told = "this command takes no arguments; settings are POSE_… in the environment (app/README.md)"
         print(f"{sys.argv[1]}: {told}", file=sys.stderr)
         return 1
     return serve()

@@ -29,7 +29,7 @@ _PATIENT_RETRIES = 240  # about five minutes where the service names no longer w
 def main() -> None:
     """COCO keypoints of the people in photos and videos, on CPUs.
 
-    Settings are POSE_... in the environment, as for the service (README.md).
+    Settings are POSE_... in the environment, as for the service (app/README.md).
     """
 
 
@@ -157,7 +157,7 @@ def predict(
 def track(video: Path, out: Path | None, draw: Path | None, **options: Any) -> None:
     """Follow the people of VIDEO: one line of JSON a frame, in which each person keeps a number.
 
-    The lines are the messages of the service's streams (README.md, "Streams"); joints are smoothed.
+    The lines are the messages of the service's streams (app/README.md, "Streams"); joints are smoothed.
     """
     settings = _settings()
     from app import video as one

@@ -4,7 +4,7 @@
 They import nothing else of the service. What goes wrong is a PoseError:
 
     PoseError
-    ├── Refused    the service answered with a problem (README.md lists them)
+    ├── Refused    the service answered with a problem (app/README.md lists them)
     └── NoAnswer   nobody answered, or it is no pose service; the cause is httpx's error, if it was one
 """
 

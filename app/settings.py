@@ -13,7 +13,7 @@ _MODEL_STORE = Path(__file__).parent.parent / "model_store"
 
 
 class Settings(BaseSettings):
-    """The settings, read from the environment; the descriptions are the documentation (README.md lists them)."""
+    """The settings, read from the environment; the descriptions are the documentation (app/README.md lists them)."""
 
     model_config = SettingsConfigDict(env_prefix="POSE_", extra="forbid", frozen=True)
 

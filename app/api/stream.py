@@ -22,7 +22,7 @@ from app.telemetry.metrics import Metrics
 
 log = logging.getLogger("app.requests")
 
-router = APIRouter(include_in_schema=False)  # OpenAPI knows no WebSockets; README.md describes it
+router = APIRouter(include_in_schema=False)  # OpenAPI knows no WebSockets; app/README.md describes it
 
 _Frame = tuple[bytes, int, float]
 

@@ -1,4 +1,4 @@
-"""The README's commands and programs, run as they are written but for the service's address and the camera."""
+"""The commands and programs of README.md and app/README.md, run as written but for the service's address and the camera."""
 
 import json
 import os
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"^ *```(\w+)\n(.*?)^ *```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+PAGES = "".join((ROOT / page).read_text() for page in ("README.md", "app/README.md"))
+BLOCKS = re.findall(r"^ *```(\w+)\n(.*?)^ *```", PAGES, re.MULTILINE | re.DOTALL)
 CURL = [block.strip() for kind, block in BLOCKS if kind == "bash" and "curl " in block]
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 
@@ -32,7 +33,7 @@ def run(service, tmp_path):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 @pytest.mark.parametrize("command", CURL)
-def test_a_curl_command_of_the_readme_is_answered(run, tmp_path, command):
+def test_a_curl_command_of_the_pages_is_answered(run, tmp_path, command):
     told = run(["bash", "-o", "pipefail", "-c", command])
     if "-o skeletons.jpg" in command:
         assert (tmp_path / "skeletons.jpg").read_bytes().startswith(b"\xff\xd8\xff")
@@ -41,12 +42,12 @@ def test_a_curl_command_of_the_readme_is_answered(run, tmp_path, command):
         assert answer if isinstance(answer, list) else answer["annotations"]
 
 
-def test_the_readme_holds_the_commands_and_programs_that_are_run_here():
-    assert (len(CURL), len(PYTHON)) == (4, 3)
+def test_the_pages_hold_the_commands_and_programs_that_are_run_here():
+    assert (len(CURL), len(PYTHON)) == (5, 3)
 
 
 @pytest.mark.parametrize("program", PYTHON)
-def test_a_program_of_the_readme_prints_keypoints(run, program):
+def test_a_program_of_the_pages_prints_keypoints(run, program):
     photo = "tests/data/photos/t_pose_cc0.jpg"
     told = run([sys.executable, "-c", program.replace("VideoCapture(0)", f"VideoCapture({photo!r})")])
     assert len(re.findall(r"\d+\.\d+", told)) >= 3

@@ -155,9 +155,9 @@ class Hands(torch.nn.Module):
         return torch.cat([blocks, blocks.mean(1, keepdim=True)], dim=1)
 
 
-def test_a_network_of_ones_own_is_served_by_the_readmes_description(tmp_path):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (block,) = re.findall(r'```toml\n(  name = "hands".*?)```', readme, re.DOTALL)
+def test_a_network_of_ones_own_is_served_by_the_references_description(tmp_path):
+    reference = (Path(__file__).parents[2] / "app/README.md").read_text()
+    (block,) = re.findall(r'```toml\n(  name = "hands".*?)```', reference, re.DOTALL)
     graph = graph_of(Hands(), torch.zeros((2, 256, 256, 3), dtype=torch.uint8), "crops", ["heatmaps"])
     folder = tmp_path / "hands/1"
     folder.mkdir(parents=True)
