@@ -200,6 +200,9 @@ def test_nginx_logs_what_no_replica_answered_by_its_id(nginx, nginx_log):
             connection.request("GET", path, headers={"X-Request-ID": name})
             answer = connection.getresponse()
             assert answer.read() == b"pose_proxy_up 1\n" or answer.status == 503
+    until = time.monotonic() + 10  # the line is written after the answer
+    while '"refused-1"' not in nginx_log.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
     lines = {line["request_id"]: line for line in map(json.loads, nginx_log.read_text().splitlines())}
     assert "up-1" not in lines
     refused = lines["refused-1"]
