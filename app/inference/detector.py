@@ -1,7 +1,6 @@
 """The person detector: letterboxed pictures in, people's boxes out."""
 
 import time
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,14 +16,6 @@ Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
 
 _GOLDEN_PIXELS = 2.0  # that a side of a golden box may be off
-
-
-@dataclass(frozen=True, slots=True)
-class Letterbox:
-    """A picture as the detector takes it, pixels [h, w, 3], and the letterbox pixels per pixel of the whole picture."""
-
-    pixels: UInt8
-    gain: float
 
 
 class Detector:
@@ -67,13 +58,14 @@ class Detector:
         """The longer side of the largest letterbox, in pixels."""
         return max(self.description.input.width, self.description.input.height)
 
-    def letterbox(self, picture: UInt8, reduction: int) -> Letterbox:
-        """The letterbox of picture [H, W, 3] (BGR), which was decoded `reduction` times smaller: no larger than need be."""
+    def letterbox(self, picture: UInt8, reduction: int) -> tuple[UInt8, float]:
+        """The letterbox [h, w, 3] of picture [H, W, 3] (BGR), which was decoded `reduction` times smaller: no larger than
+        need be; and its pixels per pixel of the whole picture."""
         most, table = self.description.input, self.description.detection
         height, width = detection.letterbox_shape(picture.shape[:2], (most.height, most.width), table.stride)
         pixels = np.empty((height, width, 3), np.uint8)
         gain = detection.letterbox(picture, pixels, table.pad)
-        return Letterbox(pixels, gain / reduction)
+        return pixels, gain / reduction
 
     def found(self, rows: Float32, threshold: float | None, limit: int) -> Float32:
         """The people [N, 5] (x1, y1, x2, y2, score) of a picture's rows that reach the threshold (the model's for None)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from app.inference.detector import Detector, Letterbox
+from app.inference.detector import Detector
 from app.inference.pose import Crops, PoseModel
 from app.vision import box, detection, image
 
@@ -22,10 +22,11 @@ _KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """A picture for the detector, decoded `reduction` times smaller; `picture` is its pixels where they are kept."""
+    """What is known of a picture that was decoded `reduction` times smaller for the detector; `gain` is letterbox pixels per
+    pixel of the whole, and `picture` its pixels where they are kept."""
 
     header: image.Header
-    letterbox: Letterbox
+    gain: float
     picture: UInt8 | None
     reduction: int
     decode_seconds: float
@@ -34,14 +35,10 @@ class Overview:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The people [N, 5] (x1, y1, x2, y2, score) that the detector found in a letterbox of that gain, and the overview's
-    header, kept picture and its reduction."""
+    """The people [N, 5] (x1, y1, x2, y2, score) that the detector found in the letterbox of an overview."""
 
     people: Float32
-    gain: float
-    header: image.Header
-    picture: UInt8 | None
-    reduction: int
+    overview: Overview
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +55,17 @@ class Prepared:
     crop_seconds: float
 
 
-def overview(data: bytes, detector: Detector, most_pixels: int, keep: bool) -> Overview:
-    """Decode a picture of so many pixels at most, as small as the detector can do with, and letterbox it. `keep` its pixels
-    if they are few. Raises InvalidImage, ImageTooLarge and MemoryError."""
+def overview(data: bytes, detector: Detector, most_pixels: int, keep: bool) -> tuple[Overview, UInt8]:
+    """Decode a picture of so many pixels at most, as small as the detector can do with, and letterbox it, [h, w, 3]. `keep`
+    its pixels if they are few. Raises InvalidImage, ImageTooLarge and MemoryError."""
     started = time.perf_counter()
     header = image.read_header(data)
     reduction = image.reduction(header, max(header.width, header.height) / detector.side)
     picture = image.decode(data, most_pixels, reduction, header)
     decoded = time.perf_counter()
-    letterbox = detector.letterbox(picture, reduction)
+    letterbox, gain = detector.letterbox(picture, reduction)
     kept = picture if keep and picture.shape[0] * picture.shape[1] <= _KEPT_PIXELS else None
-    return Overview(header, letterbox, kept, reduction, decoded - started, time.perf_counter() - decoded)
+    return Overview(header, gain, kept, reduction, decoded - started, time.perf_counter() - decoded), letterbox
 
 
 def prepare(
@@ -81,7 +78,8 @@ def prepare(
         boxes = _found_boxes(found, np.inf, np.inf)[0]
     if boxes is None:
         raise AssertionError("a picture without boxes was not searched")
-    pictures, reductions, (width, height) = _for_crops(data, model.most_reductions(boxes), found, most_pixels, deadline)
+    most, seen = model.most_reductions(boxes), found.overview if found else None
+    pictures, reductions, (width, height) = _for_crops(data, most, seen, most_pixels, deadline)
     if found is None:
         box.check_boxes(boxes, width, height)
     decoded = time.perf_counter()
@@ -96,7 +94,7 @@ def prepare(
 
 
 def _for_crops(
-    data: bytes, most: list[float], found: Found | None, most_pixels: int, deadline: float
+    data: bytes, most: list[float], seen: Overview | None, most_pixels: int, deadline: float
 ) -> tuple[dict[int, UInt8], list[int], tuple[int, int]]:
     """A picture's decodings by their reduction, the reduction that each person is cut from, which is its own of `most` at
     most, and the whole picture's width and height.
@@ -105,13 +103,13 @@ def _for_crops(
     the detector saw, where it suffices. Raises InvalidImage, ImageTooLarge, and TimeoutError before a decoding after the
     deadline: event loops go by time.monotonic().
     """
-    header = found.header if found else image.read_header(data)
-    searched = found.reduction if found else np.inf
+    header = seen.header if seen else image.read_header(data)
+    searched = seen.reduction if seen else np.inf
     reductions = [image.crop_reduction(header, min(each, searched)) for each in most]
     pictures = {}
     for times in sorted(set(reductions)) or [image.crop_reduction(header, searched)]:
-        if found is not None and found.picture is not None and found.reduction == times:
-            pictures[times] = found.picture
+        if seen is not None and seen.picture is not None and seen.reduction == times:
+            pictures[times] = seen.picture
         elif time.monotonic() > deadline:
             raise TimeoutError
         else:
@@ -121,5 +119,5 @@ def _for_crops(
 
 def _found_boxes(found: Found, width: float, height: float) -> tuple[Float64, npt.NDArray[np.bool_]]:
     """Boxes [N, 4] of found people in a picture of that size, and which of them lie on it, not in the letterbox's rim."""
-    boxes = detection.to_picture(found.people[:, :4], found.gain, width, height)
+    boxes = detection.to_picture(found.people[:, :4], found.overview.gain, width, height)
     return boxes, detection.on_picture(boxes)

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+UInt8 = npt.NDArray[np.uint8]
 
 _MOST_THREADS = 4  # of a crop that is alone: the networks are small
 _KEPT_PICTURES = 100  # with no more crops and pictures than that in the queue, small ones are kept while the detector works
@@ -273,16 +274,14 @@ class Pipeline:
         if detector is None:
             raise NoDetector
         overviews, wait = await self._picture_threads.run(lambda n: self._overview(task, n, detector), numbers)
-        letterboxes = [o.letterbox.pixels for o in overviews]
-        ticket = await self.scheduler.run(detector.network, letterboxes, task.deadline)
+        ticket = await self.scheduler.run(detector.network, [letterbox for _, letterbox in overviews], task.deadline)
         people = [detector.found(each, task.detection_threshold, task.max_people) for each in ticket.results]
-        seconds["decode"] += sum(o.decode_seconds for o in overviews)
-        seconds["detect"] += sum(o.letterbox_seconds for o in overviews) + ticket.infer_seconds + ticket.keypoint_seconds
+        seconds["decode"] += sum(o.decode_seconds for o, _ in overviews)
+        seconds["detect"] += sum(o.letterbox_seconds for o, _ in overviews) + ticket.infer_seconds + ticket.keypoint_seconds
         seconds["queue"] += wait + ticket.queue_seconds
-        found = [Found(p, o.letterbox.gain, o.header, o.picture, o.reduction) for p, o in zip(people, overviews, strict=True)]
-        return dict(zip(numbers, found, strict=True))
+        return {n: Found(rows, seen) for n, rows, (seen, _) in zip(numbers, people, overviews, strict=True)}
 
-    def _overview(self, task: PoseTask, number: int, detector: Detector) -> Overview:
+    def _overview(self, task: PoseTask, number: int, detector: Detector) -> tuple[Overview, UInt8]:
         with _at_fault(number):
             keep = self.scheduler.admission.admitted <= _KEPT_PICTURES
             return overview(task.pictures[number], detector, self._settings.max_image_pixels, keep)

@@ -61,10 +61,10 @@ def detections(detector: Detector, pictures: Iterator[Picture]) -> list[dict[str
     results = []
     for picture in pictures:
         pixels = picture.pixels()
-        letterbox = detector.letterbox(pixels, 1)
-        rows = np.asarray(detector.network.run(letterbox.pixels[None]).values[0], np.float32)
+        letterbox, gain = detector.letterbox(pixels, 1)
+        rows = np.asarray(detector.network.run(letterbox[None]).values[0], np.float32)
         people = detector.found(rows, _LEAST_SCORE, FOUND_LIMIT)
-        boxes = detection.to_picture(people[:, :4], letterbox.gain, pixels.shape[1], pixels.shape[0])
+        boxes = detection.to_picture(people[:, :4], gain, pixels.shape[1], pixels.shape[0])
         on_it = detection.on_picture(boxes)
         boxes, people = boxes[on_it], people[on_it]
         results += [

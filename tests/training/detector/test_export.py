@@ -65,7 +65,7 @@ def test_the_service_takes_the_detector(folder):
     assert detector.description.detection.pad == 114
     noise = np.random.default_rng(0)
     pictures = [noise.integers(0, 100, (height, width, 3), np.uint8) for height, width in ((300, 190), (100, 100), (10, 900))]
-    letterboxes = [detector.letterbox(picture, 1).pixels for picture in pictures]
+    letterboxes = [detector.letterbox(picture, 1)[0] for picture in pictures]
     assert [letterbox.shape for letterbox in letterboxes] == [(416, 288, 3), (416, 416, 3), (32, 416, 3)]
     assert (letterboxes[0][:, 263:] == 114).all()
     assert not (letterboxes[0][:, :263] == 114).any()
@@ -80,7 +80,7 @@ def test_in_int8_the_detector_finds_nearly_the_same_boxes(reference_people, tmp_
     int8 = Detector.opened(load_model(tmp_path / "x/1"), 1)
     assert int8.description.precision == "int8"
     assert (tmp_path / "x/1/model.onnx").stat().st_size < 4e6
-    letterbox = int8.letterbox(cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR), 1).pixels
+    letterbox = int8.letterbox(cv2.imdecode(np.frombuffer(t_pose, np.uint8), cv2.IMREAD_COLOR), 1)[0]
     with torch.inference_mode():
         network = PixelsToBoxes(detector_of(read_content(STORED / "weights.pth")))
         boxes, scores = (values.numpy()[0] for values in network(torch.from_numpy(letterbox[None])))
