@@ -17,8 +17,7 @@ from app.inference.model_store import DetectorDescription, ModelError, load_mode
 from app.inference.pose import PoseModel
 from app.vision import heatmap
 
-ROOT = Path(__file__).parents[2]
-STORE = ROOT / "model_store"
+STORE = Path(__file__).parents[2] / "model_store"
 
 
 @pytest.fixture
@@ -234,34 +233,19 @@ def test_messages_name_no_path(folder):
 # The golden crop
 
 
-@pytest.fixture
-def golden(folder) -> Path:
-    """A model that tells what it makes of its golden crop."""
-    shutil.copy(ROOT / "training/golden.png", folder / "golden.png")
-    if "[golden]" not in (folder / "model.toml").read_text():
-        crop = cv2.imread(str(folder / "golden.png"))
-        rows = PoseModel.load(folder).plain.run(crop[None]).values[0, :, :3].round(2).tolist()
-        edit(folder, lambda text: f"{text}\n[golden]\nrows = {rows}\n")
-    return folder
-
-
-def test_a_model_that_computes_what_it_should_is_opened(golden):
-    assert len(PoseModel.load(golden).description.golden.rows) == 17
-
-
-def test_a_model_that_computes_something_else_is_refused(golden):
-    (golden / "golden.png").write_bytes(cv2.imencode(".png", np.zeros((256, 192, 3), np.uint8))[1].tobytes())
+def test_a_model_that_computes_something_else_is_refused(folder):
+    (folder / "golden.png").write_bytes(cv2.imencode(".png", np.zeros((256, 192, 3), np.uint8))[1].tobytes())
     with pytest.raises(ModelError, match=r"lpn50/1 does not compute .* places are off by [0-9.]+ \(at most 0\.5\)"):
-        PoseModel.load(golden)
+        PoseModel.load(folder)
 
 
 @pytest.mark.parametrize("off", [(0.6, 0, 0), (0, 0.6, 0), (0, 0, 0.06)])
-def test_a_model_of_which_one_place_or_score_is_off_is_refused(golden, off):
-    rows = np.array(PoseModel.load(golden).description.golden.rows)
+def test_a_model_of_which_one_place_or_score_is_off_is_refused(folder, off):
+    rows = np.array(PoseModel.load(folder).description.golden.rows)
     rows[3] += off
-    edit(golden, lambda text: re.sub(r"(?s)rows = \[.*?\],?\s*\]\n", f"rows = {rows.tolist()}\n", text, count=1))
+    edit(folder, lambda text: re.sub(r"(?s)rows = \[.*?\],?\s*\]\n", f"rows = {rows.tolist()}\n", text, count=1))
     with pytest.raises(ModelError, match=r"lpn50/1 does not compute"):
-        PoseModel.load(golden)
+        PoseModel.load(folder)
 
 
 def test_a_detector_that_computes_something_else_is_refused(tmp_path):
@@ -301,38 +285,38 @@ def test_a_letterbox_is_whole_strides(tmp_path, side):
     ("content", "fault"),
     [(b"nothing", "golden.png is not a"), (cv2.imencode(".png", np.zeros((99, 99, 3)))[1].tobytes(), "golden.png is not of")],
 )
-def test_a_broken_golden_crop_is_told(golden, content, fault):
-    (golden / "golden.png").write_bytes(content)
+def test_a_broken_golden_crop_is_told(folder, content, fault):
+    (folder / "golden.png").write_bytes(content)
     with pytest.raises(ModelError, match=fault):
-        PoseModel.load(golden)
+        PoseModel.load(folder)
 
 
-def test_a_missing_golden_crop_is_told(golden):
-    (golden / "golden.png").unlink()
+def test_a_missing_golden_crop_is_told(folder):
+    (folder / "golden.png").unlink()
     with pytest.raises(ModelError, match=r"golden.png is missing"):
-        load_model(golden)
+        load_model(folder)
 
 
-def test_golden_rows_of_another_shape_are_told(golden):
-    edit(golden, lambda text: re.sub(r"\[golden\].*", "[golden]\nrows = [[1.0, 2.0]]\n", text, flags=re.DOTALL))
+def test_golden_rows_of_another_shape_are_told(folder):
+    edit(folder, lambda text: re.sub(r"\[golden\].*", "[golden]\nrows = [[1.0, 2.0]]\n", text, flags=re.DOTALL))
     with pytest.raises(ModelError, match=r"\[golden\] in model.toml has rows of another shape"):
-        PoseModel.load(golden)
+        PoseModel.load(folder)
 
 
-def test_golden_rows_of_several_lengths_are_told(golden):
-    edit(golden, lambda text: re.sub(r"\[golden\].*", "[golden]\nrows = [[1.0, 2.0, 3.0], [1.0]]\n", text, flags=re.DOTALL))
+def test_golden_rows_of_several_lengths_are_told(folder):
+    edit(folder, lambda text: re.sub(r"\[golden\].*", "[golden]\nrows = [[1.0, 2.0, 3.0], [1.0]]\n", text, flags=re.DOTALL))
     with pytest.raises(ModelError, match=r"lpn50/1 cannot run golden.png"):
-        PoseModel.load(golden)
+        PoseModel.load(folder)
 
 
-def test_a_network_that_gives_no_numbers_is_refused(golden):
-    network = onnx.load_from_string((golden / "model.onnx").read_bytes())
+def test_a_network_that_gives_no_numbers_is_refused(folder):
+    network = onnx.load_from_string((folder / "model.onnx").read_bytes())
     weights = [i for i in network.graph.initializer if i.data_type == TensorProto.FLOAT]
     for each in weights:
         each.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(each.dims), np.nan, np.float32), each.name))
-    set_graph(golden, network.SerializeToString())
+    set_graph(folder, network.SerializeToString())
     with pytest.raises(ModelError, match=r"lpn50/1 cannot run golden.png"):
-        PoseModel.load(golden)
+        PoseModel.load(folder)
 
 
 def test_a_calibration_must_know_every_joint(folder):
