@@ -191,17 +191,6 @@ def test_a_crop_beside_which_there_is_nothing_to_do_has_all_cores():
     drive(work, lanes=2)
 
 
-def test_a_batch_runs_the_moment_a_lane_is_free():
-    async def work(s: Scheduler) -> None:
-        gate = Gate()
-        job = asyncio.create_task(s.run(gate.network, crops(1), soon()))
-        await until(lambda: gate.batches == [[1]])
-        gate.opened.set()
-        await job
-
-    drive(work, batch=64)
-
-
 def test_crops_of_concurrent_requests_share_a_batch():
     async def work(s: Scheduler) -> None:
         gate = Gate()
