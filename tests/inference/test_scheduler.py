@@ -79,6 +79,14 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
+async def held(s: Scheduler, *values: int) -> tuple[Gate, asyncio.Task]:
+    """A gate, and a request of crops at it, the first of which a lane holds."""
+    gate = Gate()
+    job = asyncio.create_task(s.run(gate.network, crops(*values), soon()))
+    await until(lambda: bool(gate.batches))
+    return gate, job
+
+
 def test_results_are_given_in_the_order_of_the_crops():
     async def work(s: Scheduler) -> None:
         ticket = await s.run(Network("n", doubled), crops(*range(11)), soon())
@@ -92,9 +100,7 @@ def test_results_are_given_in_the_order_of_the_crops():
 
 def test_a_ticket_tells_how_long_it_waited_and_the_seconds_of_all_its_batches():
     async def work(s: Scheduler) -> None:
-        gate = Gate()
-        blocker = asyncio.create_task(s.run(gate.network, crops(99), soon()))
-        await until(lambda: len(gate.batches) == 1)
+        gate, blocker = await held(s, 99)
         job = asyncio.create_task(s.run(gate.network, crops(*range(8)), soon()))
         await until(lambda: s.waiting == 8)
         await asyncio.sleep(0.1)
@@ -109,9 +115,7 @@ def test_a_ticket_tells_how_long_it_waited_and_the_seconds_of_all_its_batches():
 
 def test_a_request_waits_until_its_last_crop_is_taken_and_has_its_share_of_a_batch():
     async def work(s: Scheduler) -> None:
-        gate = Gate()
-        many = asyncio.create_task(s.run(gate.network, crops(*range(5)), soon()))
-        await until(lambda: len(gate.batches) == 1)
+        gate, many = await held(s, *range(5))
         one = asyncio.create_task(s.run(gate.network, crops(9), soon()))
         await until(lambda: s.waiting == 2)
         await asyncio.sleep(0.1)
@@ -206,9 +210,7 @@ def test_crops_of_concurrent_requests_share_a_batch():
 
 def test_waiting_requests_are_served_one_crop_each_in_turn():
     async def work(s: Scheduler) -> None:
-        gate = Gate()
-        blocker = asyncio.create_task(s.run(gate.network, crops(99), soon()))
-        await until(lambda: len(gate.batches) == 1)
+        gate, blocker = await held(s, 99)
         large = asyncio.create_task(s.run(gate.network, crops(10, 11, 12, 13, 14, 15), soon()))
         small = asyncio.create_task(s.run(gate.network, crops(20), soon()))
         pair = asyncio.create_task(s.run(gate.network, crops(30, 31), soon()))
@@ -257,9 +259,7 @@ def test_a_batch_that_fails_answers_every_member():
         raise ValueError(batch)
 
     async def work(s: Scheduler) -> None:
-        gate = Gate()
-        blocker = asyncio.create_task(s.run(gate.network, crops(0), soon()))
-        await until(lambda: len(gate.batches) == 1)
+        gate, blocker = await held(s, 0)
         network = Network("broken", broken)
         jobs = [asyncio.create_task(s.run(network, crops(i), soon())) for i in (1, 2, 3)]
         await until(lambda: s.waiting == 3)
@@ -306,9 +306,7 @@ def test_a_batch_during_which_the_process_was_stopped_tells_nothing_of_its_speed
     monkeypatch.setattr(scheduler, "_TEND_SECONDS", 0.01)
 
     async def work(s: Scheduler) -> None:
-        gate = Gate()
-        job = asyncio.create_task(s.run(gate.network, crops(1), soon()))
-        await until(lambda: len(gate.batches) == 1)
+        gate, job = await held(s, 1)
         time.sleep(1.3)  # noqa: ASYNC251 - as if the process were stopped
         await asyncio.sleep(0.1)
         gate.opened.set()
@@ -416,10 +414,9 @@ def test_a_lane_at_work_does_not_keep_the_scheduler_from_stopping(monkeypatch):
     monkeypatch.setattr(scheduler, "_STOP_SECONDS", 0.1)
 
     async def main() -> None:
-        gate, running = Gate(), Scheduler(1, 100, 4, Metrics())
+        running = Scheduler(1, 100, 4, Metrics())
         running.start()
-        job = asyncio.create_task(running.run(gate.network, crops(1), soon()))
-        await until(lambda: gate.batches == [[1]])
+        gate, job = await held(running, 1)
         try:
             await asyncio.wait_for(running.stop(), 5)
         finally:
@@ -431,9 +428,7 @@ def test_a_lane_at_work_does_not_keep_the_scheduler_from_stopping(monkeypatch):
 
 def test_work_whose_deadline_has_passed_is_dropped_before_it_runs():
     async def work(s: Scheduler) -> None:
-        gate = Gate()
-        blocker = asyncio.create_task(s.run(gate.network, crops(0), soon()))
-        await until(lambda: len(gate.batches) == 1)
+        gate, blocker = await held(s, 0)
         with pytest.raises(TimeoutError):
             await s.run(gate.network, crops(1, 2, 3), soon(0.02))
         assert s.waiting == 0
@@ -458,9 +453,7 @@ def test_a_deadline_that_has_passed_already_runs_nothing():
 
 def test_work_whose_client_is_gone_is_dropped_before_it_runs():
     async def work(s: Scheduler) -> None:
-        gate = Gate()
-        blocker = asyncio.create_task(s.run(gate.network, crops(0), soon()))
-        await until(lambda: len(gate.batches) == 1)
+        gate, blocker = await held(s, 0)
         leaving = asyncio.create_task(s.run(gate.network, crops(1, 2), soon()))
         staying = asyncio.create_task(s.run(gate.network, crops(3), soon()))
         await until(lambda: s.waiting == 3)
@@ -693,11 +686,9 @@ def test_more_crops_than_the_queue_holds_are_told_from_a_full_queue():
 
 def test_stopping_answers_what_still_waits():
     async def main() -> None:
-        gate = Gate()
         s = Scheduler(1, 100, 4, Metrics())
         s.start()
-        running = asyncio.create_task(s.run(gate.network, crops(0), soon()))
-        await until(lambda: len(gate.batches) == 1)
+        gate, running = await held(s, 0)
         waiting = asyncio.create_task(s.run(gate.network, crops(1), soon()))
         await until(lambda: s.waiting == 1)
         stopping = asyncio.create_task(s.stop())
@@ -720,9 +711,7 @@ def test_requests_that_fail_together_have_exceptions_of_their_own():
         raise SystemExit
 
     async def work(s: Scheduler) -> None:
-        gate = Gate()
-        first = asyncio.create_task(s.run(gate.network, crops(1), soon()))
-        await until(lambda: gate.batches == [[1]])
+        gate, first = await held(s, 1)
         network = Network("broken", broken)
         others = [asyncio.create_task(s.run(network, crops(i), soon())) for i in range(3)]
         await asyncio.sleep(0)
@@ -737,9 +726,7 @@ def test_requests_that_fail_together_have_exceptions_of_their_own():
 
 def test_crops_whose_callers_deadline_is_the_same_are_dropped_by_the_deadline():
     async def work(s: Scheduler) -> None:
-        gate = Gate()
-        first = asyncio.create_task(s.run(gate.network, crops(1), soon()))
-        await until(lambda: gate.batches == [[1]])
+        gate, first = await held(s, 1)
         deadline = soon(0.05)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout_at(deadline):
@@ -756,9 +743,7 @@ def test_lanes_do_not_stand_still_while_the_whole_process_is_stopped(monkeypatch
     monkeypatch.setattr(scheduler, "_STALLED_SECONDS", 1.5)
 
     async def work(s: Scheduler) -> None:
-        gate = Gate()
-        job = asyncio.create_task(s.run(gate.network, crops(1), soon()))
-        await until(lambda: gate.batches == [[1]])
+        gate, job = await held(s, 1)
         await asyncio.sleep(0.3)
         time.sleep(2)  # noqa: ASYNC251 - of the loop's thread, which cannot tell it from a stop
         await asyncio.sleep(0.5)
