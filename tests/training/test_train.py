@@ -537,19 +537,6 @@ def test_files_that_belong_together_are_all_on_the_disk_before_one_is_replaced(t
     assert sorted(tmp_path.iterdir()) == sorted(files)
 
 
-def test_files_that_belong_together_are_replaced_together(tmp_path):
-    files = [tmp_path / name for name in ("model.onnx", "model.toml")]
-    write_together(dict.fromkeys(files, b"before"))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(DataError, match=r"model.toml cannot be written"):
-            write_together({files[0]: b"after", files[1]: bytes(100_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [file.read_bytes() for file in files] == [b"before", b"before"]
-
-
 def test_a_log_on_a_full_disk_is_told_and_has_no_half_line(tmp_path):
     write_line(tmp_path, {"step": 1})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
