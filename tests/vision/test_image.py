@@ -238,14 +238,16 @@ def test_any_bytes_are_read_or_refused_and_nothing_else(start, rest):
 # Headers
 
 
-def png(width: int, height: int, content: bytes = b"\0") -> bytes:
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(content, 9)),
-        (b"IEND", b""),
-    )
-    parts = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, content: bytes = b"\0", parts: int = 1, colours: int = 0, interlaced: int = 0) -> bytes:
+    """A PNG of 8 bits whose packed content is in so many chunks."""
+    header, packed = struct.pack(">IIBBBBB", width, height, 8, colours, 0, 0, interlaced), zlib.compress(content, 9)
+    size = len(packed) // parts + 1
+    chunks = [chunk(b"IDAT", packed[at : at + size]) for at in range(0, len(packed), size)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join([chunk(b"IHDR", header), *chunks, chunk(b"IEND", b"")])
 
 
 def jpeg(width: int, height: int) -> bytes:
@@ -364,10 +366,8 @@ def exif(entries: int, size: int) -> bytes:
 
 def with_exif(format_: str, block: bytes, times: int = 1) -> bytes:
     if format_ == "PNG":
-        data, content = file(PICTURE, "PNG"), b"eXIf" + block
-        return (
-            data[:33] + times * (struct.pack(">I", len(block)) + content + struct.pack(">I", zlib.crc32(content))) + data[33:]
-        )
+        data = file(PICTURE, "PNG")
+        return data[:33] + times * chunk(b"eXIf", block) + data[33:]
     if format_ == "WebP":
         return file(PICTURE, "WebP", lossless=True, exif=block)
     data, content = file(PICTURE, "JPEG"), b"Exif\0\0" + block
@@ -410,12 +410,7 @@ def test_a_tiff_whose_parts_are_long_work_is_refused():
 @pytest.mark.parametrize("chunks", [1, 50])
 def test_a_png_with_more_data_than_pixels_is_refused_at_once(chunks):
     """libpng would inflate it to the end."""
-    content = zlib.compress(bytes(300 * 2**20), 9)
-    size = len(content) // chunks + 1
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", 20, 10, 8, 2, 0, 0, 0))]
-    parts += [(b"IDAT", content[at : at + size]) for at in range(0, len(content), size)]
-    packed = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in parts]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(packed) + b"\0\0\0\0IEND\xae\x42\x60\x82"
+    data = png(20, 10, bytes(300 * 2**20), chunks, colours=2)
     started = time.perf_counter()
     with pytest.raises(InvalidImage, match="more data than its pixels need"):
         image.decode(data, MOST)
@@ -428,13 +423,7 @@ def test_an_interlaced_png_is_read(width, height):
     grey = (np.arange(width * height, dtype=np.uint32) * 7 % 256).astype(np.uint8).reshape(height, width)
     passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
     rows = [row.tobytes() for x, y, dx, dy in passes for row in grey[y::dy, x::dx] if row.size]
-    parts = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1)),
-        (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))),
-        (b"IEND", b""),
-    )
-    packed = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in parts]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+    data = png(width, height, b"".join(b"\0" + row for row in rows), interlaced=1)
     assert np.array_equal(image.decode(data, MOST)[..., 0], grey)
 
 
@@ -699,10 +688,6 @@ def test_a_jpeg_of_endless_empty_segments_is_refused_early():
     data = b"\xff\xd8" + b"\xff\xfe\0\2" * 5_001 + file(PICTURE, "JPEG")[2:]
     with pytest.raises(InvalidImage, match="more than 5,000 segments"):
         image.read_header(data)
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
