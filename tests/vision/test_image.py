@@ -336,10 +336,11 @@ def test_a_jpeg_whose_scans_are_large_together_is_refused():
         image.decode(data[:-2] + (21 - scans) * last + b"\xff\xd9", 59_999)
 
 
-def test_a_jpeg_in_arithmetic_coding_is_refused():
+@pytest.mark.parametrize(("marker", "told"), [(0xC9, "with arithmetic coding"), (0xC3, "in lossless coding")])
+def test_a_jpeg_in_a_coding_that_is_not_read_is_refused(marker, told):
     data = bytearray(file(PICTURE, "JPEG"))
-    data[data.index(b"\xff\xc0") + 1] = 0xC9
-    with pytest.raises(InvalidImage, match="arithmetic coding"):
+    data[data.index(b"\xff\xc0") + 1] = marker
+    with pytest.raises(InvalidImage, match=told):
         image.read_header(bytes(data))
 
 
@@ -587,13 +588,6 @@ def test_a_bmp_with_its_colours_in_another_order_is_refused():
         image.decode(bytes(data), MOST)
 
 
-def test_a_lossless_jpeg_is_refused_whatever_it_is_asked_for(t_pose):
-    data = bytearray(t_pose)
-    data[t_pose.index(b"\xff\xc0") + 1] = 0xC3
-    with pytest.raises(InvalidImage, match="in lossless coding"):
-        image.read_header(bytes(data))
-
-
 @pytest.mark.parametrize(("most", "times"), [(0.2, 1), (1.9, 1), (2, 2), (3.9, 2), (4, 4), (8, 8), (float("inf"), 8)])
 def test_a_large_jpeg_may_be_decoded_smaller(most, times):
     data = cv2.imencode(".jpg", np.zeros((30, 4001, 3), np.uint8))[1].tobytes()
@@ -665,13 +659,14 @@ def test_a_png_without_its_header_first_is_refused():
             image.decode(signature + chunks, MOST)
 
 
-@pytest.mark.parametrize(("tile", "taken"), [(256, True), (1024, True), (4096, False), (2**20, False)])
-def test_tiles_far_larger_than_a_tiff_are_refused_before_a_decoder_makes_room_for_them(tile, taken):
-    tags = {256: 16, 257: 16, 259: 8, 322: tile, 323: tile}
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+@pytest.mark.parametrize(
+    ("side", "tile", "taken"),
+    [(16, 256, True), (16, 1024, True), (16, 4096, False), (16, 2**20, False), (2000, 2048, True), (2000, 2304, False)],
+)
+def test_tiles_far_larger_than_a_tiff_are_refused_before_a_decoder_makes_room_for_them(side, tile, taken):
+    data = tiff_of({256: (4, 1, side), 257: (4, 1, side), 259: (3, 1, 8), 322: (4, 1, tile), 323: (4, 1, tile)})
     if taken:
-        assert (image.read_header(data).width, image.read_header(data).height) == (16, 16)
+        assert (image.read_header(data).width, image.read_header(data).height) == (side, side)
     else:
         with pytest.raises(InvalidImage, match=f"tiles of {tile} × {tile} pixels"):
             image.read_header(data)
@@ -750,16 +745,6 @@ def test_a_tiff_that_a_decoder_may_read_otherwise_is_refused(tag):
     for odd in ([(tag, 4, 1, 10_000), (tag, 4, 1, 8)], [(tag, 16, 1, 8)], [(tag, 4, 2, 8)], [(tag, 1, 1, 8)]):
         with pytest.raises(InvalidImage, match=f"tag {tag} (is not one number|twice)"):
             image.read_header(tiff(sorted(others + odd, key=lambda entry: entry[0])))
-
-
-def test_a_tile_may_be_little_larger_than_a_large_picture():
-    for tile, taken in ((2048, True), (2304, False)):
-        tags = {256: (4, 1, 2000), 257: (4, 1, 2000), 259: (3, 1, 8), 322: (4, 1, tile), 323: (4, 1, tile)}
-        if taken:
-            assert image.read_header(tiff_of(tags)).width == 2000
-        else:
-            with pytest.raises(InvalidImage, match="tiles of"):
-                image.read_header(tiff_of(tags))
 
 
 def tiff_of(tags: dict[int, tuple[int, int, int]], behind: bytes = b"") -> bytes:
