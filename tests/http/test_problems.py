@@ -107,11 +107,6 @@ def test_a_files_name_in_its_place_is_told_as_such(client):
     assert_problem(form, 422, "invalid_image", "images.0", "'people.jpg'", "@")
 
 
-def test_a_truncated_picture_is_an_invalid_image_at_any_length(client, t_pose):
-    for length in range(0, len(t_pose), len(t_pose) // 25):
-        assert_problem(post(client, t_pose[:length]), 422, "invalid_image")
-
-
 def test_one_bad_picture_refuses_its_request(client, small):
     pictures = [image(small), image(small[:-20]), image(small)]
     problem = assert_problem(post_json(client, {"images": pictures}), 422, "invalid_image", "images.1", "PNG")
@@ -294,34 +289,36 @@ def test_boxes_of_several_pictures_must_be_a_list_for_each(client, small):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "told"),
     [
-        {"unknown": "1"},
-        {"Boxes": "1,2,3,4"},
-        {"format": "xml"},
-        {"format": ""},
-        {"keypoint_threshold": "1.01"},
-        {"keypoint_threshold": "-0.1"},
-        {"keypoint_threshold": "nan"},
-        {"keypoint_threshold": "high"},
-        {"detection_threshold": "2"},
-        {"max_people": "0"},
-        {"max_people": "101"},
-        {"max_people": "1.5"},
-        {"flip_test": "maybe"},
-        {"timeout_ms": "0"},
-        {"timeout_ms": "60001"},
-        {"timeout_ms": "-5"},
-        {"timeout_ms": "9" * 50},
-        {"timeout_ms": "soon"},
-        {"model": "m" * 129},
+        ({"unknown": "1"}, "is not known; known are model, format"),
+        ({"Boxes": "1,2,3,4"}, "is not known"),
+        ({"format": "xml"}, "must be 'coco' or 'results'; it is \"xml\""),
+        ({"format": ""}, ""),
+        ({"keypoint_threshold": "1.01"}, ""),
+        ({"keypoint_threshold": "-0.1"}, ""),
+        ({"keypoint_threshold": "nan"}, "must be a finite number"),
+        ({"keypoint_threshold": "high"}, ""),
+        ({"detection_threshold": "2"}, ""),
+        ({"max_people": "0"}, 'must be 1 or more; it is "0"'),
+        ({"max_people": "101"}, ""),
+        ({"max_people": "1.5"}, ""),
+        ({"flip_test": "maybe"}, 'must be true or false; it is "maybe"'),
+        ({"timeout_ms": "0"}, ""),
+        ({"timeout_ms": "60001"}, ""),
+        ({"timeout_ms": "-5"}, ""),
+        ({"timeout_ms": "9" * 50}, ""),
+        ({"timeout_ms": "soon"}, 'must be a whole number; it is "soon"'),
+        ({"model": "m" * 129}, "must be of 128 characters at most"),
     ],
 )
-def test_an_option_unknown_or_out_of_range_is_an_invalid_option(client, small, options):
+def test_an_option_unknown_or_out_of_range_is_an_invalid_option(client, small, options, told):
     (name,) = options
     form = {"boxes": "1,1,9,9"} | options
+    in_query = post(client, small, **options)
+    assert_problem(in_query, 422, "invalid_option", f"{name} {told}")
     for where, answer in (
-        (["query"], post(client, small, **options)),
+        (["query"], in_query),
         (["form"], client.post("/v1/pose", files={"image": small}, data=form)),
         ([], post_json(client, {"images": [image(small)]} | options)),
     ):
@@ -690,22 +687,6 @@ def test_a_request_id_is_given_back_or_made(client):
     for given in ("", "x" * 129, "a b", "ä".encode(), "a/b", "<script>"):
         made = client.get("/livez", headers={"X-Request-ID": given}).headers["x-request-id"]
         assert re.fullmatch(r"[0-9a-f]{32}", made)
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"flip_test": "maybe"}, 'flip_test must be true or false; it is "maybe"'),
-        ({"timeout_ms": "soon"}, 'timeout_ms must be a whole number; it is "soon"'),
-        ({"max_people": "0"}, 'max_people must be 1 or more; it is "0"'),
-        ({"keypoint_threshold": "nan"}, "keypoint_threshold must be a finite number"),
-        ({"format": "xml"}, "format must be 'coco' or 'results'; it is \"xml\""),
-        ({"model": "m" * 129}, "model must be of 128 characters at most"),
-        ({"unknown": "1"}, "unknown is not known; known are model, format"),
-    ],
-)
-def test_details_are_in_the_services_own_words(client, small, options, told):
-    assert_problem(post(client, small, **options), 422, "invalid_option", told)
 
 
 def test_a_small_json_body_of_objects_without_number_is_not_read(client, small):
