@@ -41,31 +41,18 @@ def read_answer(sock: socket.socket) -> bytes:
 # Size
 
 
-def test_a_body_declared_too_large_is_refused_and_the_client_reads_so(client):
-    answer = client.post("/v1/pose", params={"boxes": BOX}, content=bytes(HUNDRED_MB), headers=JPEG)
-    assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body_too_large")
-    assert "104,857,600" in answer.json()["detail"]
-
-
-def test_a_chunked_body_is_counted_on_the_wire(client):
-    answer = client.post("/v1/pose", params={"boxes": BOX}, content=pieces(), headers=JPEG)
-    assert answer.request.headers["transfer-encoding"] == "chunked"
-    assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body_too_large")
-    assert "33,554,432" in answer.json()["detail"]
-
-
 def test_a_client_that_sends_all_before_it_reads_finds_the_refusal(service):
     with connection(service.port) as sock:
         sock.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % HUNDRED_MB)
         for piece in pieces():
             sock.sendall(piece)
-        assert b"413" in read_answer(sock).split(b"\r\n")[0]
+        assert re.match(rb"HTTP/1\.1 413 .*104,857,600", read_answer(sock), re.DOTALL)
     with connection(service.port) as sock:
         sock.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         for piece in pieces():
             sock.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
         sock.sendall(b"0\r\n\r\n")
-        assert b"413" in read_answer(sock).split(b"\r\n")[0]
+        assert re.match(rb"HTTP/1\.1 413 .*more than 33,554,432 bytes", read_answer(sock), re.DOTALL)
 
 
 def test_a_body_declared_too_large_is_refused_before_it_is_sent(service):
@@ -74,9 +61,10 @@ def test_a_body_declared_too_large_is_refused_before_it_is_sent(service):
         assert b"body_too_large" in read_answer(sock)
 
 
-def test_large_forms_and_json_are_refused_likewise(client):
+def test_large_bodies_of_every_kind_are_refused_likewise(client):
     form = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-    for kind, start in (("multipart/form-data; boundary=x", form), ("application/json", b'{"images": [{"data": "')):
+    starts = {"image/jpeg": b"", "multipart/form-data; boundary=x": form, "application/json": b'{"images": [{"data": "'}
+    for kind, start in starts.items():
         for content in (start + bytes(40 * 2**20), (part for part in (start, *pieces()))):
             answer = client.post("/v1/pose", content=content, headers={"Content-Type": kind})
             assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body_too_large")
