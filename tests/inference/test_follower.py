@@ -199,27 +199,30 @@ class StandIn:
         return Outcome([people], None, {})
 
 
-def told_by(pipeline: StandIn, seconds: float, max_people: int) -> list[Followed]:
+def told_by(
+    pipeline: StandIn, times: Iterable[float], max_people: int = 50, before: Callable[[float], None] = lambda _: None
+) -> list[Followed]:
+    """What is told of frames at those times; `before` is called with each before it is looked at."""
+
     async def follow_all() -> list[Followed]:
-        follower, task = Follower(pipeline), task_of(b"", max_people)
-        return [await follower.follow(task, number / SECOND) for number in range(int(seconds * SECOND))]
+        follower, task, told = Follower(pipeline), task_of(b"", max_people), []
+        for time in times:
+            before(time)
+            told.append(await follower.follow(task, time))
+        return told
 
     return asyncio.run(follow_all())
+
+
+def frames_of(seconds: int) -> list[float]:
+    """Their times."""
+    return [number / SECOND for number in range(seconds * SECOND)]
 
 
 def told_of_a_ghost(score: float, seconds: int) -> list[list[int]]:
     """The numbers told of somebody of that score whom the detector finds in the first frame alone."""
     pipeline = StandIn(1, score=score)
-
-    async def follow_all() -> list[list[int]]:
-        follower, task = Follower(pipeline), task_of(b"")
-        told = []
-        for number in range(seconds * SECOND):
-            told.append((await follower.follow(task, number / SECOND)).ids)
-            pipeline.finds = False
-        return told
-
-    return asyncio.run(follow_all())
+    return ids(told_by(pipeline, frames_of(seconds), before=lambda time: setattr(pipeline, "finds", time == 0)))
 
 
 @pytest.mark.parametrize(("score", "last"), [(0.4, 4), (0.7, 11)])  # seconds: the less sure, the sooner
@@ -251,36 +254,22 @@ def test_whoever_walks_keeps_their_number_where_frames_become_seldom(speed, phas
     pipeline = Walker(speed)
     often = np.arange(0, 1.2 + phase, 1 / 30)
     times = np.concatenate([often, often[-1] + np.arange(1, 12) / 6])
-
-    async def follow_all() -> list[list[int]]:
-        follower, task = Follower(pipeline), task_of(b"")
-        told = []
-        for pipeline.now in times.tolist():
-            told.append((await follower.follow(task, pipeline.now)).ids)
-        return told
-
-    assert asyncio.run(follow_all())[-1] == [1]
+    told = told_by(pipeline, times.tolist(), before=lambda time: setattr(pipeline, "now", time))
+    assert told[-1].ids == [1]
 
 
 @pytest.mark.parametrize(("speed", "gap"), [(0.7, 0.8), (1.0, 0.5), (1.5, 0.3), (1.5, 1.2)])
 def test_whoever_stops_while_no_frame_comes_keeps_their_number(speed, gap):
     pipeline = Walker(speed)
-
-    async def follow_all() -> list[list[int]]:
-        follower, task = Follower(pipeline), task_of(b"")
-        told = []
-        for time in [*np.arange(0, 1, 1 / 30), 1 + gap, 1.1 + gap]:
-            pipeline.now = min(time, 29 / 30)
-            told.append((await follower.follow(task, time)).ids)
-        return told
-
-    assert asyncio.run(follow_all())[-2:] == [[1], [1]]
+    times = [*np.arange(0, 1, 1 / 30), 1 + gap, 1.1 + gap]
+    told = told_by(pipeline, times, before=lambda time: setattr(pipeline, "now", min(time, 29 / 30)))
+    assert ids(told)[-2:] == [[1], [1]]
 
 
 @pytest.mark.parametrize(("people", "max_people"), [(5, 1), (8, 2)])
 def test_whoever_is_followed_is_not_given_up_for_others(people, max_people):
     pipeline = StandIn(people)
-    told = told_by(pipeline, 10, max_people)
+    told = told_by(pipeline, frames_of(10), max_people)
     assert ids(told) == [list(range(1, max_people + 1))] * len(told)
     places = np.array([each.people.keypoints[:, 0, 0] for each in told])
     assert np.ptp(places, axis=0).max() < 1
@@ -288,7 +277,7 @@ def test_whoever_is_followed_is_not_given_up_for_others(people, max_people):
 
 
 def test_a_search_asks_for_no_more_people_than_a_request_may():
-    told = told_by(StandIn(80, queue_crops=60), 3, max_people=50)
+    told = told_by(StandIn(80, queue_crops=60), frames_of(3))
     assert {len(each.ids) for each in told} == {50}
 
 
