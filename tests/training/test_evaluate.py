@@ -152,6 +152,14 @@ def coco_folder(tmp_path_factory):
     return folder
 
 
+def measure(monkeypatch, folder: Path, *options: str, store: Path = STORED.parents[1]) -> None:
+    """The command on such a folder."""
+    monkeypatch.chdir(folder)
+    command = ["evaluate", "--annotations", "people.json", "--images", "images", "--store", str(store)]
+    monkeypatch.setattr("sys.argv", [*command, *options])
+    evaluate.main()
+
+
 def test_pck_is_told_for_each_kind_of_joint(coco_folder):
     truth = json.loads((coco_folder / "people.json").read_text())["annotations"][0]["keypoints"]
     found = np.array(truth).reshape(1, 17, 3)
@@ -168,20 +176,14 @@ def test_pck_is_told_for_each_kind_of_joint(coco_folder):
 
 @pytest.mark.parametrize("detections", [[], ["--detections", "boxes.json"]])
 def test_a_folder_of_ones_own_is_measured(coco_folder, monkeypatch, capsys, detections):
-    monkeypatch.chdir(coco_folder)
-    command = ["evaluate", "--annotations", "people.json", "--images", "images", "--store", str(STORED.parents[1])]
-    monkeypatch.setattr("sys.argv", command + detections)
-    evaluate.main()
+    measure(monkeypatch, coco_folder, *detections)
     rows = capsys.readouterr().out.splitlines()
     assert rows[2].startswith("| people | 1 | 1.000 [1.000, 1.000] | 1.000 |")
     assert rows[3].startswith("| people, flip test | 1 |")
 
 
 def test_a_running_service_is_measured_without_the_model_at_hand(coco_folder, service, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(coco_folder)
-    command = ["evaluate", "--annotations", "people.json", "--images", "images", "--store", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", [*command, "--server", str(service.client.base_url)])
-    evaluate.main()
+    measure(monkeypatch, coco_folder, "--server", str(service.client.base_url), store=tmp_path)
     assert capsys.readouterr().out.splitlines()[2].startswith("| people | 1 | 1.000 [1.000, 1.000] |")
 
 
@@ -290,11 +292,8 @@ def test_the_share_of_hits_is_drawn_by_pictures():
 
 
 def test_the_same_heatmaps_are_decoded_in_every_way(coco_folder, monkeypatch, capsys):
-    monkeypatch.chdir(coco_folder)
-    command = ["evaluate", "--annotations", "people.json", "--images", "images", "--store", str(STORED.parents[1])]
-    monkeypatch.setattr("sys.argv", [*command, "--ablation"])
     monkeypatch.setattr(accuracy, "_DRAWS", 20)  # of 32 ways
-    evaluate.main()
+    measure(monkeypatch, coco_folder, "--ablation")
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()[4:]]
     by_name = {row[0]: row[1:] for row in rows if row}
     assert len(by_name) == 24
@@ -332,16 +331,12 @@ def test_other_categories_and_missing_counts_of_joints_are_no_matter(coco_folder
     content["annotations"].append({"id": 2, "image_id": 1, "category_id": 8, "bbox": [0, 0, 9, 9], "area": 81})
     content["categories"] = [{"id": 8, "name": "dog"}, {"id": 7, "name": "person"}]
     (folder / "people.json").write_text(json.dumps(content))
-    monkeypatch.chdir(folder)
-    command = ["evaluate", "--annotations", "people.json", "--images", "images", "--store", str(STORED.parents[1])]
-    monkeypatch.setattr("sys.argv", command)
-    evaluate.main()
+    measure(monkeypatch, folder)
     assert capsys.readouterr().out.splitlines()[2].startswith("| people | 1 | 1.000 [1.000, 1.000] | 1.000 |")
     detected = [each for each in json.loads((folder / "boxes.json").read_text()) if "bbox" in each]
     dogs = [each | {"bbox": [0, 0, 9, 9], "category_id": 8} for each in detected]
     (folder / "boxes.json").write_text(json.dumps([*dogs, *(each | {"category_id": 7} for each in detected)]))
-    monkeypatch.setattr("sys.argv", [*command, "--detections", "boxes.json"])
-    evaluate.main()
+    measure(monkeypatch, folder, "--detections", "boxes.json")
     assert capsys.readouterr().out.splitlines()[2].startswith("| people | 1 | 1.000 [1.000, 1.000] | 1.000 |")
 
 
@@ -364,10 +359,8 @@ def test_a_model_of_other_joints_is_not_measured_as_cocos(coco_folder, tmp_path,
     folder = shutil.copytree(STORED, tmp_path / "lpn50/1")
     toml = folder / "model.toml"
     toml.write_text(toml.read_text().replace('"left_eye", "right_eye"', '"right_eye", "left_eye"'))
-    command = ["evaluate", "--annotations", str(coco_folder / "people.json"), "--images", str(coco_folder / "images")]
-    monkeypatch.setattr("sys.argv", [*command, "--store", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"^lpn50/1 knows other joints than COCO's 17"):
-        evaluate.main()
+        measure(monkeypatch, coco_folder, store=tmp_path)
 
 
 def test_ctrl_c_ends_a_measurement_without_a_word(coco_folder, monkeypatch):
@@ -375,10 +368,8 @@ def test_ctrl_c_ends_a_measurement_without_a_word(coco_folder, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "evaluate_set", interrupted)
-    command = ["evaluate", "--annotations", str(coco_folder / "people.json"), "--images", str(coco_folder / "images")]
-    monkeypatch.setattr("sys.argv", [*command, "--store", str(STORED.parents[1])])
     with pytest.raises(SystemExit) as ended:
-        evaluate.main()
+        measure(monkeypatch, coco_folder)
     assert ended.value.code == 130
 
 
@@ -392,10 +383,8 @@ def test_a_number_of_threads_that_is_none_is_refused(monkeypatch, capsys, thread
 
 @pytest.mark.parametrize("server", ["http://127.0.0.1:1", "127.0.0.1:8000"])
 def test_a_service_that_is_not_there_is_told_in_one_line(coco_folder, monkeypatch, server):
-    monkeypatch.chdir(coco_folder)
-    monkeypatch.setattr("sys.argv", ["evaluate", "--annotations", "people.json", "--images", "images", "--server", server])
     with pytest.raises(SystemExit, match=f"^{server} gives no answer: [^\n]+$"):
-        evaluate.main()
+        measure(monkeypatch, coco_folder, "--server", server)
 
 
 @pytest.mark.parametrize(
@@ -438,11 +427,8 @@ def test_a_bad_file_is_named_in_one_line(coco_folder, tmp_path, monkeypatch, spo
     folder = tmp_path / "mine"
     shutil.copytree(coco_folder, folder)
     spoil(folder)
-    monkeypatch.chdir(folder)
-    command = ["evaluate", "--annotations", "people.json", "--images", "images", "--store", str(STORED.parents[1])]
-    monkeypatch.setattr("sys.argv", [*command, "--detections", "boxes.json"])
     with pytest.raises(SystemExit) as ended:
-        evaluate.main()
+        measure(monkeypatch, folder, "--detections", "boxes.json")
     assert named in ended.value.code
     assert "\n" not in ended.value.code
 
