@@ -258,8 +258,8 @@ class Scheduler:
         self._metrics.network_seconds.labels(network.name).inc(took)
         lane.members, lane.task = [], None
         if isinstance(outcome, BatchResult) and len(outcome.values) == len(members):
-            if run is network.run and lane.started == began:  # no others helped, and the process was never stopped
-                self._learn(network, took / len(members))
+            if lane.started == began:  # the process was never stopped
+                self._learn(network, took / len(members), helped=run is not network.run)
             self._failures.pop(network, None)
             self._deliver(members, outcome)
         elif isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
@@ -290,9 +290,14 @@ class Scheduler:
         self._failing.discard(network)
         del self._trials[network]
 
-    def _learn(self, network: Network, seconds: float) -> None:
-        """A crop of a batch has taken so long. The warm-up may have been slow, on cores that others used."""
-        usual = min(self.admission.seconds_per_crop, 2 * seconds)  # at once: who is refused by a slow rate teaches no other
+    def _learn(self, network: Network, seconds: float, helped: bool) -> None:
+        """A crop of a batch has taken so long. The warm-up may have been slow, on cores that others used: a rate far too slow
+        is corrected at once, since who is refused by it teaches no other."""
+        usual = self.admission.seconds_per_crop
+        if helped:  # by other lanes' cores: one lane by itself takes no longer than all together
+            self.admission.seconds_per_crop = min(usual, self.lanes * seconds)
+            return
+        usual = min(usual, 2 * seconds)
         self.admission.seconds_per_crop = usual + 0.1 * (seconds - usual)
         self.quickest[network] = min(seconds, self.quickest.get(network, seconds))
 

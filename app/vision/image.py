@@ -45,7 +45,9 @@ _TIFF_PARTS = 200_000  # strips or tiles; 50 megapixels in tiles of 16 × 16 pix
 _TIFF_NUMBERS = {254: 0, 256: 0, 257: 0, 259: 1, 262: 0, 274: 1, 322: 0, 323: 0, 284: 1}
 _TIFF_SCRAMBLED = (2, 3, 6, 7)  # orientations by which each tile is mirrored for itself
 _TIFF_CIELAB = 8  # a strip or tile of it costs as much as thousands of pixels; cameras write none
-_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any with a segment, and SOI and EOI
+# Any with a segment, and SOI and EOI. Not those below: where libjpeg expects a restart, it knows no length of them, and finds
+# and decodes the scans behind.
+_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 _LARGE = 640 * 640  # pixels
 FLAGS = {  # of OpenCV, to decode each side that many times smaller
     1: cv2.IMREAD_COLOR,

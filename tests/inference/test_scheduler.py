@@ -177,10 +177,8 @@ def test_a_crop_beside_which_there_is_nothing_to_do_has_all_cores():
 
     async def work(s: Scheduler) -> None:
         network, gate = Network("n", way("plain"), way("alone")), Gate()
-        before = s.admission.seconds_per_crop
         assert (await s.run(network, crops(3), soon())).results == [6]
         assert ways == ["alone"]
-        assert s.admission.seconds_per_crop == before  # which is of a busy lane
         await s.run(network, crops(1, 2), soon())
         assert ways[1:] == ["plain"] * 2
         held = asyncio.create_task(s.run(gate.network, crops(1), soon()))
@@ -494,6 +492,26 @@ def test_room_that_newcomers_leave_is_for_those_who_are_there():
     drive(work, queue=8)
 
 
+def test_a_network_that_fails_now_and_then_is_not_tried():
+    tried: list[bool] = []
+
+    def fails_but_at_one(batch: np.ndarray) -> BatchResult:
+        tried.extend((batch == 0).all(axis=tuple(range(1, batch.ndim))))
+        if (batch == 1).all():
+            return doubled(batch)
+        raise ValueError(batch)
+
+    async def work(s: Scheduler) -> None:
+        network = Network("n", fails_but_at_one)
+        for value in (2, 3, 1, 4, 5, 1):
+            await asyncio.gather(s.run(network, crops(value), soon()), return_exceptions=True)
+        await asyncio.sleep(0.02)
+        assert s.ready
+
+    drive(work)
+    assert tried == [False] * 6
+
+
 def test_a_network_that_fails_on_zeros_too_makes_the_scheduler_unready_until_it_does_not():
     broken = True
 
@@ -668,6 +686,20 @@ def test_the_rate_follows_the_batches():
         assert s.admission.seconds_per_crop == pytest.approx(0.9 * 0.001 + 0.1 * s.quickest[slow])
 
     drive(work)
+
+
+def test_a_crop_that_all_cores_ran_tells_the_most_that_a_lane_takes():
+    async def work(s: Scheduler) -> None:
+        network = Network("n", doubled, lambda batch: time.sleep(0.05) or doubled(batch))
+        for rate in (1.0, 0.05):
+            s.admission.seconds_per_crop = rate
+            ticket = await s.run(network, crops(1), soon())
+            assert ticket.results == [2]
+            assert 0.05 <= s.admission.seconds_per_crop < 1
+        assert s.admission.seconds_per_crop == 0.05  # one lane by itself may well be as quick
+        assert network not in s.quickest
+
+    drive(work, lanes=2)
 
 
 def test_a_scheduler_that_was_never_started_can_be_stopped():

@@ -326,6 +326,17 @@ def test_a_jpeg_of_very_many_scans_is_refused_at_once():
     assert time.perf_counter() - started < 0.5
 
 
+def test_a_jpegs_scans_are_counted_behind_a_marker_that_libjpeg_passes_over():
+    """Where it expects a restart it takes no length behind FF02, and decodes the scans in what that is said to hold."""
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 1]
+    data = cv2.imencode(".jpg", np.zeros((64, 64), np.uint8), options)[1].tobytes()
+    begin = data.index(b"\xff\xda")
+    scan = data[begin : begin + 2 + int.from_bytes(data[begin + 2 : begin + 4], "big")]
+    hidden = b"\xff\x02" + (2 + 200 * len(scan)).to_bytes(2, "big") + 200 * scan
+    with pytest.raises(InvalidImage, match="more than 100 scans"):
+        image.read_header(data[: begin + len(scan)] + hidden + data[begin + len(scan) :])
+
+
 def test_a_jpeg_whose_scans_are_large_together_is_refused():
     data = file(Image.new("L", (300, 200)), "JPEG", progressive=True)
     last, scans = data[data.rindex(b"\xff\xda") : -2], data.count(b"\xff\xda")
