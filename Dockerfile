@@ -3,12 +3,10 @@ FROM python:3.13-slim AS builder
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
-RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore uv==0.13.9
 COPY requirements/service.txt .
 RUN --mount=type=cache,target=/root/.cache \
-    uv venv --no-project /opt/venv && \
-    VIRTUAL_ENV=/opt/venv uv pip install --link-mode=copy --no-deps --require-hashes --only-binary=:all: \
-        --compile-bytecode -r service.txt
+    python -m venv --without-pip /opt/venv && \
+    pip --python /opt/venv install --disable-pip-version-check --no-deps --require-hashes --only-binary=:all: -r service.txt
 # What the service never loads: tests, OpenCV's cascades, ONNX Runtime's converters and its library for C (the module for Python
 # holds it once more), symbols for debuggers.
 WORKDIR /opt/venv/lib/python3.13/site-packages
