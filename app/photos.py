@@ -186,7 +186,8 @@ async def predict(task: Task, client: AsyncPoseClient, at_once: int, tick: Calla
 
     try:
         await _until_one_fails([asyncio.ensure_future(work()) for _ in range(at_once)])
-        _write(task, part, places)
+        if task.out is None or places or not any(fault.passing for fault in faults.values()):  # else an older OUT stays
+            _write(task, part, places)
     except BaseException:
         if task.out is not None and len(places) > done:
             click.echo(f"\n{len(places)} photos are done; the same command goes on from there.", err=True)
@@ -316,7 +317,11 @@ def _is_done(photo: Photo, task: Task) -> bool:
 def _passes(error: OSError, file: Path) -> bool:
     """Whether a file may be read the next time, as on a disk that was away; not where it alone is gone, or forbidden."""
     if error.errno == errno.ENOENT:
-        return not real(file).parent.is_dir()
+        folder = real(file).parent
+        try:
+            return not any(folder.iterdir())  # as the place where a disk is mounted
+        except OSError:
+            return not folder.is_dir()
     return error.errno not in (errno.EACCES, errno.EPERM, errno.ELOOP)
 
 

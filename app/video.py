@@ -35,7 +35,8 @@ _USUAL_RATE = 30.0  # frames a second, of a video that does not say
 _DAMAGED_IN_A_ROW = 1000  # then a video has ended, however many frames its header claims
 _LIKELY_RATE = 240.0  # the most that is believed where OpenCV guesses the rate by times that may be uneven
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # that MP4 and QuickTime begin with, after a length
-_MATROSKA = b"\x1aE\xdf\xa3"  # WebM too; tells the duration of a frame
+_MATROSKA = b"\x1aE\xdf\xa3"  # WebM too, which may tell …
+_DEFAULT_DURATION = b"\x23\xe3\x83"  # … how long a frame is seen
 _HOLE_SECONDS = 1.0  # without a frame, which is told where damage leaves no other trace
 
 
@@ -46,7 +47,7 @@ class Frames:
     def __init__(self, file: Path, capture: cv2.VideoCapture) -> None:
         rate = capture.get(cv2.CAP_PROP_FPS)
         counted = not file.is_file() or _has_table(file)  # a pipe has no second begin
-        told = counted or _begin(file)[:4] == _MATROSKA
+        told = counted or _tells_duration(file)
         trimmed = _trimmed(file) if file.is_file() else None
         self.file = file
         self.count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
@@ -112,9 +113,15 @@ def _has_table(file: Path) -> bool:
     return begin[4:] in _BOXES or begin[:4] == b"RIFF"
 
 
-def _begin(file: Path) -> bytes:
+def _tells_duration(file: Path) -> bool:
+    """Whether a file is Matroska and says how long its frames are seen: without, OpenCV guesses the rate there, too."""
+    begin = _begin(file, 65_536)
+    return begin[:4] == _MATROSKA and _DEFAULT_DURATION in begin
+
+
+def _begin(file: Path, size: int = 8) -> bytes:
     with file.open("rb") as opened:
-        return opened.read(8)
+        return opened.read(size)
 
 
 def _trimmed(file: Path) -> tuple[float, float] | None:

@@ -384,7 +384,8 @@ class Capture:
         return True, np.zeros((9, 9, 3), np.uint8)
 
 
-@pytest.mark.parametrize("begin", [b"\x1aE\xdf\xa3", b"FLV\x01", b"G@\x11\x10\0B\xf0%"])
+# Matroska that tells how long a frame is seen, Matroska that does not, FLV, MPEG-TS.
+@pytest.mark.parametrize("begin", [b"\x1aE\xdf\xa3..\x23\xe3\x83", b"\x1aE\xdf\xa3", b"FLV\x01", b"G@\x11\x10\0B\xf0%"])
 @pytest.mark.parametrize(
     ("seconds", "missing", "rate"),
     [
@@ -399,7 +400,7 @@ def test_a_video_that_tells_no_number_of_frames_is_whole_where_its_time_is(tmp_p
     file = tmp_path / "phone.mkv"
     file.write_bytes(begin)
     frames = video_module.Frames(file, Capture(seconds, round(5 * rate), rate))
-    assert frames.count == (3000 if begin == b"\x1aE\xdf\xa3" and rate == 600 else 150)  # Matroska's own rate is believed
+    assert frames.count == (3000 if begin.endswith(b"\x83") and rate == 600 else 150)  # a rate of its own is believed
     assert len(list(frames)) == len(seconds)
     assert frames.missing == missing
     assert video_module.told_missing(frames) == (missing > 0)
@@ -522,17 +523,23 @@ def test_predict_asks_again_for_what_may_have_an_answer_later(photos, tmp_path, 
     assert not (tmp_path / "people.json.part").exists()
 
 
-def test_predict_goes_on_where_a_disk_was_away(photos, tmp_path):
+@pytest.mark.parametrize("mounted", [False, True])
+def test_predict_goes_on_where_a_disk_was_away(photos, tmp_path, mounted):
+    """What it was mounted on may stay, as an empty folder."""
     task, asked, away = task_of(photos, tmp_path), [], tmp_path / "away"
 
     def answer(request):
         asked.append(request)
-        if photos.exists():
+        if not away.exists():
             photos.rename(away)
+            if mounted:
+                photos.mkdir()
         return nobody()
 
     faults = predict(task, answer)
     assert [(str(fault).rpartition(": ")[2], fault.passing) for fault in faults] == [("No such file or directory", True)]
+    if mounted:
+        photos.rmdir()
     away.rename(photos)
     assert predict(task, lambda request: asked.append(request) or nobody()) == []
     assert len(asked) == 2
@@ -550,6 +557,17 @@ def test_a_photo_that_alone_is_gone_or_forbidden_does_not_keep_what_was_found(ph
     (photos / "away.jpg").unlink()
     assert not any(fault.passing for fault in predict(task_of(photos, tmp_path), lambda _: nobody()))
     assert not (tmp_path / "people.json.part").exists()
+
+
+def test_predict_leaves_an_older_answer_where_no_photo_has_one_for_now(photos, tmp_path):
+    assert predict(task_of(photos, tmp_path), lambda _: nobody()) == []
+    before = (tmp_path / "people.json").read_bytes()
+    assert [fault.passing for fault in predict(task_of(photos, tmp_path), lambda _: problem(500, "internal_error"))] == [
+        True
+    ] * 2
+    assert (tmp_path / "people.json").read_bytes() == before
+    assert len(predict(task_of(photos, tmp_path), lambda _: problem(422, "invalid_image"))) == 2
+    assert json.loads((tmp_path / "people.json").read_text())["images"] == []  # which stays so
 
 
 def test_predict_keeps_nothing_where_photos_are_bad_for_good(photos, tmp_path):
