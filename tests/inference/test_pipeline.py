@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from app.inference.admission import QueueFull
 from app.inference.pipeline import Drawing, PictureError, Pipeline, PoseTask
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
@@ -75,6 +76,24 @@ def test_a_picture_to_be_searched_holds_the_room_of_as_many_people_as_there_usua
             (people,) = (await pipeline.estimate(replace(task([two_women]), boxes=[None]))).people
             assert (len(people.boxes), admitted[0]) == (2, held)
         assert pipeline.scheduler.admission.admitted == 0
+
+    drive(work)
+
+
+def test_a_picture_is_not_searched_that_would_leave_no_time_for_the_people_found(monkeypatch, t_pose):
+    """Else under overload nearly all are searched in vain. In half of the deadline the lane runs 40 crops, and 45 wait."""
+    admitted: list[int] = []
+
+    async def work(pipeline: Pipeline) -> None:
+        note_room(monkeypatch, pipeline, admitted)
+        pipeline.scheduler.admission.seconds_per_crop = 0.25
+        with pipeline.scheduler.admission.admit(45):
+            with pytest.raises(QueueFull):
+                await pipeline.estimate(replace(task([t_pose], 20), boxes=[None]))
+            assert admitted == []
+            await pipeline.estimate(task([t_pose], 20))  # of a given box it is known what it takes
+        await pipeline.estimate(replace(task([t_pose], 20), boxes=[None]))
+        assert admitted[:2] == [46, 1]
 
     drive(work)
 
