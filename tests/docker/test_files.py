@@ -219,6 +219,7 @@ def test_the_manifests_choose_the_same_pods():
     assert pod["metadata"]["labels"] == MANIFESTS["deployment"]["spec"]["selector"]["matchLabels"] == pairs
     assert MANIFESTS["service"]["spec"]["selector"] == MANIFESTS["service"]["metadata"]["labels"] == pairs
     assert MANIFESTS["disruption"]["spec"]["selector"]["matchLabels"] == pairs
+    assert MANIFESTS["network"]["spec"] == {"podSelector": {"matchLabels": pairs}, "policyTypes": ["Egress"]}
     assert MANIFESTS["monitor"]["spec"]["selector"]["matchLabels"] == pairs
     assert MANIFESTS["scaling"]["spec"]["scaleTargetRef"]["name"] == MANIFESTS["deployment"]["metadata"]["name"]
     assert set(MANIFESTS["kustomization"]["resources"]) == {f"{name}.yaml" for name in MANIFESTS} - {"kustomization.yaml"}
@@ -263,7 +264,14 @@ def test_kustomize_puts_the_manifests_together():
     made = subprocess.run(["kubectl", "kustomize", K8S], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     kinds = [each["kind"] for each in yaml.safe_load_all(made.stdout)]
-    assert sorted(kinds) == ["Deployment", "PodDisruptionBudget", "ScaledObject", "Service", "ServiceMonitor"]
+    assert sorted(kinds) == [
+        "Deployment",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "ScaledObject",
+        "Service",
+        "ServiceMonitor",
+    ]
 
 
 # What the page on Kubernetes says
@@ -294,7 +302,7 @@ def test_the_overlay_on_the_page_leaves_out_what_needs_operators(tmp_path):
     overlay, without_operators = OVERLAYS
     before, _ = overlay.split("  - target: { kind: ScaledObject }\n")
     made = list(yaml.safe_load_all(kustomized(before + without_operators, tmp_path)))
-    assert sorted(each["kind"] for each in made) == ["Deployment", "PodDisruptionBudget", "Service"]
+    assert sorted(each["kind"] for each in made) == ["Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service"]
     (replicas,) = [each["spec"]["replicas"] for each in made if each["kind"] == "Deployment"]
     assert replicas == 2
 
