@@ -183,7 +183,7 @@ def _measure_jpeg(data: bytes) -> Header:
                 raise InvalidImage("is a JPEG file with two frame headers")
             size = (width, height)
         exif |= marker == 0xE1  # or XMP: OpenCV looks into any APP1
-        exifs += marker == 0xE1 and data[position + 8 : position + 10] in (b"II", b"MM")
+        exifs += marker == 0xE1 and data.startswith(b"Exif\0\0", position + 2)
         if exifs > _JPEG_EXIFS:
             raise InvalidImage(f"is a JPEG file of more than {_JPEG_EXIFS} blocks of EXIF")
         scans += marker == 0xDA
