@@ -284,7 +284,7 @@ class Pipeline:
     def _overview(self, task: PoseTask, number: int, detector: Detector) -> tuple[Overview, UInt8]:
         with _at_fault(number):
             keep = self.scheduler.admission.admitted <= _KEPT_PICTURES
-            return overview(task.pictures[number], detector, self._settings.max_image_pixels, keep)
+            return overview(task.pictures[number], detector, self._settings.max_image_pixels, keep, task.deadline)
 
     def _prepare(self, task: PoseTask, number: int, model: PoseModel, found: Found | None) -> Prepared:
         with _at_fault(number):

@@ -34,17 +34,15 @@ _PNG_CHUNKS = _WEBP_CHUNKS = 100_000  # the same; encoders that write 8 KB in ea
 _PNG_ONCE = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IEND"}
 _PNG_READ = {b"IDAT"} | _PNG_ONCE
 _TIFF_VALUE_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}  # of each type
-_TIFF_LENGTHS = {3: "u2", 4: "u4", 8: "u2", 9: "u4", 16: "u8", 17: "u8"}  # of a strip or tile: types; a byte tells little
-_TIFF_TILE_PIXELS = 2**20  # of a tile, or its sides in whole multiples of 256: a decoder makes room for whole tiles
+_TIFF_LENGTHS = {3: "u2", 4: "u4", 8: "u2", 9: "u4", 16: "u8", 17: "u8"}  # of a strip: types; a byte tells little
 # What a segment of a JPEG holds. Each entry of a block may name the same text, which is copied each time.
 _EXIF_BYTES = 65_535
 _JPEG_EXIFS = 8  # a file has one
-_TIFF_PARTS = 200_000  # strips or tiles; 50 megapixels in tiles of 16 × 16 pixels. Each costs as much as some 30 pixels
-# Of the first page, or where it is left out: thumbnail, width, height, compression, colours, orientation, sides of a tile,
-# and whether colours lie apart (2).
-_TIFF_NUMBERS = {254: 0, 256: 0, 257: 0, 259: 1, 262: 0, 274: 1, 322: 0, 323: 0, 284: 1}
-_TIFF_SCRAMBLED = (2, 3, 6, 7)  # orientations by which each tile is mirrored for itself
-_TIFF_CIELAB = 8  # a strip or tile of it costs as much as thousands of pixels; cameras write none
+_TIFF_STRIPS = 200_000  # each costs as much as some 30 pixels; a picture has as many as rows, in each of four colours
+# Of the first page, or where it is left out: thumbnail, width, height, compression, colours, whether these lie apart (2).
+_TIFF_NUMBERS = {254: 0, 256: 0, 257: 0, 259: 1, 262: 0, 284: 1}
+_TIFF_TILES = (322, 323, 324, 325)  # tags; a decoder fills each to its rim, far beyond the picture, and turns it for itself
+_TIFF_CIELAB = 8  # a strip of it costs as much as thousands of pixels; cameras write none
 # Any with a segment, and SOI and EOI. Not those below: where libjpeg expects a restart, it knows no length of them, and finds
 # and decodes the scans behind.
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
@@ -59,7 +57,9 @@ _INFLATED_AT_ONCE = 2**20  # bytes
 _PACKED_AT_ONCE = 65_536  # bytes
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
 _BMP_MASKS = (0xFF0000, 0xFF00, 0xFF)  # red, green, blue in 32 bits; OpenCV takes any for these
-_TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32_773, 32_946)  # OpenCV reads the rest as black without a word
+# None, LZW, Deflate, PackBits. OpenCV reads some others as black without a word; a JPEG within may be of any size: 274 bytes
+# took 4 GB; what fax machines write is no photo.
+_TIFF_COMPRESSIONS = (1, 5, 8, 32_773, 32_946)
 
 
 class InvalidImage(Exception):
@@ -72,13 +72,15 @@ class ImageTooLarge(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A picture's format, its stored size in pixels (before a turn by EXIF), whether it may carry EXIF, a JPEG's scans."""
+    """A picture's format, its stored size in pixels (before a turn by EXIF), whether it may carry EXIF, a JPEG's scans, and
+    whether a WebP's pixels or its alpha are lossless."""
 
     format: str
     width: int
     height: int
     exif: bool = True
     scans: int = 1
+    lossless: bool = False
 
 
 def read_header(data: bytes) -> Header:
@@ -123,6 +125,8 @@ def decode(data: bytes, max_pixels: int, reduction: int = 1, header: Header | No
         data = _what_is_read(data)
     if header.format == "WebP":
         data = _with_bare_exif(data)
+    if header.format == "TIFF":
+        data = _of_one_page(data)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS[reduction])
     except cv2.error as error:
@@ -255,13 +259,13 @@ def _measure_webp(data: bytes) -> Header:
     (length,) = struct.unpack_from("<I", data, 4)
     if length + 8 > len(data):
         raise InvalidImage("is a WebP file that ends early")
-    kind = data[12:16]
+    kind, lossless = data[12:16], b"VP8L" in data or b"ALPH" in data
     if kind == b"VP8X":
         _check_webp_chunks(data, length + 8)
-        return Header("WebP", _three_bytes(data, 24) + 1, _three_bytes(data, 27) + 1)
+        return Header("WebP", _three_bytes(data, 24) + 1, _three_bytes(data, 27) + 1, lossless=lossless)
     if kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
-        return Header("WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+        return Header("WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, lossless=True)
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
         return Header("WebP", width & 0x3FFF, height & 0x3FFF)
@@ -323,29 +327,25 @@ def _measure_bmp(data: bytes) -> Header:
 
 
 def _measure_tiff(data: bytes) -> Header:
-    numbers, parts = _tiff_directory(data)
-    page, width, height, compression, colours, orientation, tile_width, tile_height, apart = numbers.values()
+    numbers, parts, _ = _tiff_directory(data)
+    page, width, height, compression, colours, apart = numbers.values()
     if page & 1:
         raise InvalidImage("is a TIFF file that begins with a thumbnail, as cameras' raw files do; send its JPEG")
     if colours == _TIFF_CIELAB:
         raise InvalidImage("is a TIFF file in CIELab, which is not read")
     if compression not in _TIFF_COMPRESSIONS:
-        raise InvalidImage(f"is a TIFF file of compression {compression}, which is not read")
-    if tile_width and orientation in _TIFF_SCRAMBLED:
-        raise InvalidImage(f"is a TIFF file in tiles with orientation {orientation}, which is not read")
-    if tile_width * tile_height > max(_TIFF_TILE_PIXELS, (width + 255) // 256 * ((height + 255) // 256) * 2**16):
-        raise InvalidImage(f"is a TIFF file with tiles of {tile_width} × {tile_height} pixels, far larger than it is")
-    if sum(parts[tag].sum() for tag in (279, 325) if tag in parts) > 2 * len(data):
+        raise InvalidImage(f"is a TIFF file of compression {compression}, which is not read; save it with LZW or none")
+    begins, lengths = (parts.get(tag, np.empty(0)) for tag in (273, 279))
+    if lengths.sum() > 2 * len(data):
         raise InvalidImage("is a TIFF file whose parts are longer than itself")
-    for begins, lengths in ((273, 279), (324, 325)):
-        pairs = apart == 2 and begins in parts and lengths in parts and len(parts[begins]) == len(parts[lengths])
-        if pairs and (parts[begins] + parts[lengths] > len(data)).any():
-            raise InvalidImage("is a TIFF file that ends early")  # OpenCV would read the colours that are there
+    if apart == 2 and len(begins) == len(lengths) and (begins + lengths > len(data)).any():
+        raise InvalidImage("is a TIFF file that ends early")  # OpenCV would read the colours that are there
     return Header("TIFF", width, height)
 
 
-def _tiff_directory(data: bytes) -> tuple[dict[int, int], dict[int, npt.NDArray[np.float64]]]:
-    """Of the first page the numbers of `_TIFF_NUMBERS`, and where its strips or tiles begin and how long they are, by tag."""
+def _tiff_directory(data: bytes) -> tuple[dict[int, int], dict[int, npt.NDArray[np.float64]], int]:
+    """Of the first page the numbers of `_TIFF_NUMBERS`, where its strips begin and how long they are, by tag, and where its
+    directory ends."""
     order = "<" if data[:2] == b"II" else ">"
     (position,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, position)
@@ -363,14 +363,22 @@ def _tiff_directory(data: bytes) -> tuple[dict[int, int], dict[int, npt.NDArray[
                 raise InvalidImage(f"is a TIFF file whose tag {tag} is not one number")
             (numbers[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, here + 8)
             seen.add(tag)
-        elif tag in (273, 279, 324, 325):
-            if number > _TIFF_PARTS:
-                raise InvalidImage(f"is a TIFF file of more than {_TIFF_PARTS:,} strips or tiles")
+        elif tag in _TIFF_TILES:
+            raise InvalidImage("is a TIFF file in tiles, which is not read; save it in strips")
+        elif tag in (273, 279):
+            if number > _TIFF_STRIPS:
+                raise InvalidImage(f"is a TIFF file of more than {_TIFF_STRIPS:,} strips")
             if kind in _TIFF_LENGTHS:
                 start = here + 8 if number * _TIFF_VALUE_BYTES[kind] <= 4 else place
                 parts[tag] = np.frombuffer(data, order + _TIFF_LENGTHS[kind], number, start).astype(np.float64)
             seen.add(tag)
-    return numbers, parts
+    return numbers, parts, position + 2 + 12 * count
+
+
+def _of_one_page(data: bytes) -> bytes:
+    """A TIFF file without the way to its other pages: OpenCV would count them, and may be sent a million empty ones."""
+    *_, end = _tiff_directory(data)
+    return data[:end] + bytes(4) + data[end + 4 :]
 
 
 _READERS: tuple[tuple[bytes, str, Callable[[bytes], Header]], ...] = (

@@ -27,7 +27,7 @@ def pictures(format_: str) -> list[bytes]:
         "JPEG": [{"exif": exif}, {"progressive": True}, {"quality": 5}],
         "PNG": [{"exif": exif}, {"compress_level": 0}],
         "WebP": [{"lossless": True}, {"exif": exif}, {"save_all": True, "append_images": [colour.rotate(90)]}],
-        "TIFF": [{"compression": "tiff_lzw"}, {"compression": "jpeg"}, {"save_all": True, "append_images": [colour]}],
+        "TIFF": [{"compression": "tiff_lzw"}, {"compression": "packbits"}, {"save_all": True, "append_images": [colour]}],
     }
     files = []
     variants = [(colour, {}), (colour.convert("L"), {}), (colour.convert("P"), {})]

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from app.inference import pictures
 from app.inference.admission import QueueFull
 from app.inference.pipeline import Drawing, PictureError, Pipeline, PoseTask
 from app.settings import Settings
@@ -118,6 +119,35 @@ def test_nothing_more_is_decoded_after_the_deadline(monkeypatch):
 
     drive(work)
     assert len(decoded) == 1
+
+
+def test_lossless_webps_are_decoded_one_at_a_time_and_wait_no_longer_than_their_deadline(monkeypatch):
+    """One may need 1.7 GB, whatever its size."""
+    grey, params = np.full((64, 64, 3), 90, np.uint8), [cv2.IMWRITE_WEBP_QUALITY]
+    lossless, lossy = (cv2.imencode(".webp", grey, [*params, quality])[1].tobytes() for quality in (101, 90))
+    running, most, decode = 0, 0, image.decode
+
+    def slow(*arguments: Any) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.2)
+        running -= 1
+        return decode(*arguments)
+
+    async def work(pipeline: Pipeline) -> None:
+        nonlocal most
+        monkeypatch.setattr(image, "decode", slow)
+        box, all_ways = [np.array([[0.0, 0, 60, 60]])], []
+        for data in (lossless, lossy):
+            most = 0
+            await asyncio.gather(*(pipeline.estimate(replace(task([data]), boxes=box)) for _ in range(3)))
+            all_ways.append(most)
+        assert all_ways == [1, 2]
+        with pictures._ONE_LOSSLESS, pytest.raises(TimeoutError):
+            await pipeline.estimate(replace(task([lossless], 0.3), boxes=box))
+
+    drive(work, lanes=2)
 
 
 def test_a_request_whose_picture_is_decoded_slowly_is_answered_at_its_deadline(monkeypatch, t_pose):

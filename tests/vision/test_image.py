@@ -125,10 +125,18 @@ def test_a_tiffs_alpha_is_blended_onto_black():
     assert_reads(file(SEE_THROUGH, "TIFF"), (RGB * alpha)[..., ::-1], tolerance=1)
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group3", "group4"])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
 def test_compressed_tiffs_are_read(compression):
-    data = file(PICTURE.convert("1") if compression.startswith("group") else PICTURE, "TIFF", compression=compression)
+    data = file(PICTURE, "TIFF", compression=compression)
     assert_reads(data, as_pillow_reads(data), tolerance=2)
+
+
+@pytest.mark.parametrize(("compression", "number"), [("jpeg", 7), ("group3", 3), ("group4", 4)])
+def test_a_tiff_that_holds_a_jpeg_or_a_fax_is_refused(compression, number):
+    """A JPEG within may have 65,500 rows, whatever the TIFF has: 274 bytes took 4 GB."""
+    data = file(PICTURE if compression == "jpeg" else PICTURE.convert("1"), "TIFF", compression=compression)
+    with pytest.raises(InvalidImage, match=f"of compression {number}, which is not read; save it with LZW or none"):
+        image.read_header(data)
 
 
 def test_a_progressive_jpeg_is_read():
@@ -174,7 +182,6 @@ FILES: dict[str, Callable[[], bytes]] = {
     "TIFF": lambda: file(PICTURE, "TIFF"),
     "LZW TIFF": lambda: file(PICTURE, "TIFF", compression="tiff_lzw"),
     "deflate TIFF": lambda: file(PICTURE, "TIFF", compression="tiff_adobe_deflate"),
-    "JPEG TIFF": lambda: file(PICTURE, "TIFF", compression="jpeg"),
     "TIFF with its directory last": cv2.imencode(".tiff", RGB)[1].tobytes,
 }
 
@@ -355,21 +362,6 @@ def test_a_jpeg_in_a_coding_that_is_not_read_is_refused(marker, told):
         image.read_header(bytes(data))
 
 
-@pytest.mark.parametrize("scans", [1, 4, 5])
-def test_a_jpeg_within_a_tiff_has_few_scans(scans):
-    grey = Image.new("L", (64, 48), 90)
-    inner = file(grey, "JPEG", progressive=scans > 1)
-    begins = [found.start() for found in re.finditer(rb"\xff\xda", inner)]
-    inner = inner[: re.compile(rb"\xff[\xc4\xd9\xda]").search(inner, begins[scans - 1] + 2).start()] + b"\xff\xd9"
-    size = {256: (4, 1, 64), 257: (4, 1, 48), 258: (3, 1, 8), 259: (3, 1, 7), 262: (3, 1, 1), 277: (3, 1, 1)}
-    data = tiff_of(size | {273: (4, 1, 8), 278: (4, 1, 48), 279: (4, 1, len(inner))}, inner + b"\0" * (len(inner) % 2))
-    if scans < 5:
-        assert image.decode(data, MOST).shape == (48, 64, 3)
-    else:
-        with pytest.raises(InvalidImage, match="damaged"):
-            image.decode(data, MOST)
-
-
 def exif(entries: int, size: int) -> bytes:
     """A block whose entries all name the same text."""
     head = b"II*\0" + struct.pack("<IH", 8, entries) + struct.pack("<HHII", 0x010E, 2, size - 8, 8) * entries
@@ -413,9 +405,9 @@ def test_a_tiff_whose_parts_are_long_work_is_refused():
     size = {256: (4, 1, 600), 257: (4, 1, 600), 259: (3, 1, 1)}
     with pytest.raises(InvalidImage, match="in CIELab"):
         image.read_header(tiff_of(size | {262: (3, 1, 8)}))
-    for tag in (273, 279, 324, 325):
+    for tag in (273, 279):
         assert image.read_header(tiff_of(size | {tag: (3, 200_000, 8)}, bytes(400_000))).width == 600
-        with pytest.raises(InvalidImage, match="more than 200,000 strips or tiles"):
+        with pytest.raises(InvalidImage, match="more than 200,000 strips"):
             image.read_header(tiff_of(size | {tag: (3, 200_001, 8)}, bytes(400_002)))
 
 
@@ -486,6 +478,34 @@ def test_a_header_that_lies_is_refused(data):
     assert peak_memory() < before + 20e6
 
 
+def test_the_pages_of_a_tiff_are_not_counted():
+    """OpenCV would follow a million empty ones, of six bytes each, and keep each one's place."""
+    whole = file(PICTURE, "TIFF")
+    (begin,) = struct.unpack_from("<I", whole, 4)
+    (entries,) = struct.unpack_from("<H", whole, begin)
+    end = begin + 2 + 12 * entries
+    chain = np.zeros(1_000_000, np.dtype([("entries", "<u2"), ("next", "<u4")]))
+    chain["next"][:-1] = len(whole) + 6 * np.arange(1, len(chain))
+    data = whole[:end] + struct.pack("<I", len(whole)) + whole[end + 4 :] + chain.tobytes()
+    forget_peak_memory()
+    before = peak_memory()
+    assert_reads(data, as_pillow_reads(whole))
+    assert peak_memory() < before + 50e6  # 123 where they are
+
+
+@pytest.mark.parametrize(
+    ("picture", "options", "lossless"),
+    [
+        (PICTURE, {"lossless": False}, False),
+        (PICTURE, {}, True),
+        (SEE_THROUGH, {"lossless": False}, True),
+        (PICTURE, {"save_all": True, "append_images": [PICTURE.rotate(90)]}, True),
+    ],
+)
+def test_a_webp_is_known_whose_pixels_or_alpha_are_lossless(picture, options, lossless):
+    assert image.read_header(file(picture, "WebP", **options)).lossless == lossless
+
+
 def peak_memory() -> int:
     """Bytes of memory that this process has had at most since `forget_peak_memory`."""
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -544,20 +564,12 @@ def test_a_thumbnail_is_not_taken_for_the_photo():
         image.read_header(tiff_of(size | {254: (4, 1, 1)}))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_tiff_in_tiles_is_turned_or_refused(orientation):
-    """OpenCV turns each tile for itself."""
-    tags = {256: (4, 1, 32), 257: (4, 1, 16), 258: (3, 3, 8), 262: (3, 1, 2), 274: (3, 1, orientation), 277: (3, 1, 3)}
-    tags |= {322: (3, 1, 16), 323: (3, 1, 16), 324: (4, 2, 14), 325: (4, 2, 22)}
-    left, right = zlib.compress(RGB[:16, :16].tobytes()), zlib.compress(RGB[:16, 16:32].tobytes())
-    told = struct.pack("<HHHIIII", 8, 8, 8, 30, 30 + len(left), len(left), len(right))
-    data = tiff_of(tags | {259: (3, 1, 8)}, told + left + right)
-    if orientation in (2, 3, 6, 7):
-        with pytest.raises(InvalidImage, match=f"in tiles with orientation {orientation}"):
-            image.decode(data, MOST)
-    else:
-        whole = RGB[:16, :32, ::-1]
-        assert_reads(data, {1: whole, 4: whole[::-1], 5: whole.swapaxes(0, 1), 8: np.rot90(whole)}[orientation])
+@pytest.mark.parametrize("tag", [322, 323, 324, 325])
+def test_a_tiff_in_tiles_is_refused(tag):
+    """OpenCV turns each tile for itself, and fills it to a rim that may lie thousands of pixels beyond the picture."""
+    size = {256: (4, 1, 16), 257: (4, 1, 16), 259: (3, 1, 8)}
+    with pytest.raises(InvalidImage, match="in tiles, which is not read; save it in strips"):
+        image.read_header(tiff_of(size | {tag: (4, 1, 16)}))
 
 
 def test_a_tiff_whose_colours_lie_apart_must_have_all_of_them():
@@ -670,19 +682,6 @@ def test_a_png_without_its_header_first_is_refused():
             image.decode(signature + chunks, MOST)
 
 
-@pytest.mark.parametrize(
-    ("side", "tile", "taken"),
-    [(16, 256, True), (16, 1024, True), (16, 4096, False), (16, 2**20, False), (2000, 2048, True), (2000, 2304, False)],
-)
-def test_tiles_far_larger_than_a_tiff_are_refused_before_a_decoder_makes_room_for_them(side, tile, taken):
-    data = tiff_of({256: (4, 1, side), 257: (4, 1, side), 259: (3, 1, 8), 322: (4, 1, tile), 323: (4, 1, tile)})
-    if taken:
-        assert (image.read_header(data).width, image.read_header(data).height) == (side, side)
-    else:
-        with pytest.raises(InvalidImage, match=f"tiles of {tile} × {tile} pixels"):
-            image.read_header(data)
-
-
 def test_a_png_of_endless_empty_chunks_is_refused_early():
     whole = png(5, 5)
     data = whole[:33] + (bytes(4) + b"tEXt" + bytes(4)) * 100_000 + whole[33:]
@@ -734,7 +733,7 @@ def test_nobody_writes_lines_of_a_log_with_a_png(capfd):
     assert told.count("\n") < 3
 
 
-@pytest.mark.parametrize("tag", [254, 256, 257, 259, 274, 322, 323])
+@pytest.mark.parametrize("tag", [254, 256, 257, 259, 262, 284])
 def test_a_tiff_that_a_decoder_may_read_otherwise_is_refused(tag):
     """Which takes the first of two values for a tag, and for one of eight bytes what lies at a place."""
     tags = [
@@ -742,9 +741,8 @@ def test_a_tiff_that_a_decoder_may_read_otherwise_is_refused(tag):
         (256, 3, 1, 16),
         (257, 3, 1, 16),
         (259, 3, 1, 8),
-        (274, 3, 1, 1),
-        (322, 4, 1, 64),
-        (323, 4, 1, 64),
+        (262, 3, 1, 2),
+        (284, 3, 1, 1),
     ]
 
     def tiff(entries: list[tuple[int, ...]]) -> bytes:
@@ -773,18 +771,17 @@ def test_a_tiff_whose_entries_share_bytes_is_refused_before_a_decoder_copies_the
             image.read_header(tiff_of(size | {40_000 + i: (kind, number, 8) for i in range(2)}, blob))
 
 
-@pytest.mark.parametrize("tag", [279, 325])
 @pytest.mark.parametrize(("kind", "form"), [(3, "<u2"), (4, "<u4"), (8, "<u2"), (9, "<u4"), (16, "<u8"), (17, "<u8")])
-def test_a_tiff_whose_strips_share_bytes_is_refused_before_a_decoder_reads_them_again_and_again(tag, kind, form):
+def test_a_tiff_whose_strips_share_bytes_is_refused_before_a_decoder_reads_them_again_and_again(kind, form):
     size = {256: (4, 1, 1), 257: (4, 1, 500), 259: (3, 1, 8)}
     lengths = np.full(500, 50_000).astype(form).tobytes()
     with pytest.raises(InvalidImage, match="parts are longer than itself"):
-        image.read_header(tiff_of(size | {tag: (kind, 500, 8)}, lengths + bytes(60_000)))
+        image.read_header(tiff_of(size | {279: (kind, 500, 8)}, lengths + bytes(60_000)))
     with pytest.raises(InvalidImage, match="ends early"):
-        image.read_header(tiff_of(size | {tag: (kind, 500, 70_000)}, lengths + bytes(60_000)))
+        image.read_header(tiff_of(size | {279: (kind, 500, 70_000)}, lengths + bytes(60_000)))
 
 
-@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate"])
 def test_a_tiff_of_many_strips_is_read(compression):
     data = file(PICTURE, "TIFF", compression=compression, tiffinfo={278: 8, 40_000: "text " * 1000})
     with Image.open(io.BytesIO(data)) as written:
