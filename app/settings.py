@@ -33,7 +33,7 @@ class Settings(BaseSettings):
         50_000_000,
         ge=1,
         le=2**31 - 1,
-        description="Pixels of a picture, read from its header before decoding. 150 MB then, 300 to 610 MB meanwhile.",
+        description="Pixels of a picture, read from its header before decoding. 150 MB then, 300 to 640 MB meanwhile.",
     )
     max_images: int = Field(16, ge=1, description="Pictures in a request.")
     max_boxes: int = Field(100, ge=1, description="Boxes for a picture. More people than a photo shows at a useful size.")

@@ -41,18 +41,15 @@ _JPEG_EXIFS = 8  # a file has one
 _TIFF_STRIPS = 200_000  # each costs as much as some 30 pixels; a picture has as many as rows, in each of four colours
 # Of the first page, or where it is left out: thumbnail, width, height, compression, colours, whether these lie apart (2).
 _TIFF_NUMBERS = {254: 0, 256: 0, 257: 0, 259: 1, 262: 0, 284: 1}
+_TIFF_PAGES = 10_000  # may be six bytes each
 _TIFF_TILES = (322, 323, 324, 325)  # tags; a decoder fills each to its rim, far beyond the picture, and turns it for itself
 _TIFF_CIELAB = 8  # a strip of it costs as much as thousands of pixels; cameras write none
 # Any with a segment, and SOI and EOI. Not those below: where libjpeg expects a restart, it knows no length of them, and finds
 # and decodes the scans behind.
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 _LARGE = 640 * 640  # pixels
-FLAGS = {  # of OpenCV, to decode each side that many times smaller
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
+# Of OpenCV, to decode each side that many times smaller.
+FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _INFLATED_AT_ONCE = 2**20  # bytes
 _PACKED_AT_ONCE = 65_536  # bytes
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
@@ -125,8 +122,6 @@ def decode(data: bytes, max_pixels: int, reduction: int = 1, header: Header | No
         data = _what_is_read(data)
     if header.format == "WebP":
         data = _with_bare_exif(data)
-    if header.format == "TIFF":
-        data = _of_one_page(data)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS[reduction])
     except cv2.error as error:
@@ -327,7 +322,7 @@ def _measure_bmp(data: bytes) -> Header:
 
 
 def _measure_tiff(data: bytes) -> Header:
-    numbers, parts, _ = _tiff_directory(data)
+    numbers, parts = _tiff_directory(data)
     page, width, height, compression, colours, apart = numbers.values()
     if page & 1:
         raise InvalidImage("is a TIFF file that begins with a thumbnail, as cameras' raw files do; send its JPEG")
@@ -343,9 +338,8 @@ def _measure_tiff(data: bytes) -> Header:
     return Header("TIFF", width, height)
 
 
-def _tiff_directory(data: bytes) -> tuple[dict[int, int], dict[int, npt.NDArray[np.float64]], int]:
-    """Of the first page the numbers of `_TIFF_NUMBERS`, where its strips begin and how long they are, by tag, and where its
-    directory ends."""
+def _tiff_directory(data: bytes) -> tuple[dict[int, int], dict[int, npt.NDArray[np.float64]]]:
+    """Of the first page the numbers of `_TIFF_NUMBERS`, and where its strips begin and how long they are, by tag."""
     order = "<" if data[:2] == b"II" else ">"
     (position,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, position)
@@ -372,13 +366,20 @@ def _tiff_directory(data: bytes) -> tuple[dict[int, int], dict[int, npt.NDArray[
                 start = here + 8 if number * _TIFF_VALUE_BYTES[kind] <= 4 else place
                 parts[tag] = np.frombuffer(data, order + _TIFF_LENGTHS[kind], number, start).astype(np.float64)
             seen.add(tag)
-    return numbers, parts, position + 2 + 12 * count
+    _check_pages(data, order, position + 2 + 12 * count)
+    return numbers, parts
 
 
-def _of_one_page(data: bytes) -> bytes:
-    """A TIFF file without the way to its other pages: OpenCV would count them, and may be sent a million empty ones."""
-    *_, end = _tiff_directory(data)
-    return data[:end] + bytes(4) + data[end + 4 :]
+def _check_pages(data: bytes, order: str, end: int) -> None:
+    """Follow the pages of a TIFF behind its first directory's end. OpenCV counts them, and keeps the place of each."""
+    with contextlib.suppress(struct.error):  # where a decoder stops, too
+        for _ in range(_TIFF_PAGES):
+            (position,) = struct.unpack_from(order + "I", data, end)
+            (count,) = struct.unpack_from(order + "H", data, position)
+            if position == 0:
+                return
+            end = position + 2 + 12 * count
+        raise InvalidImage(f"is a TIFF file of more than {_TIFF_PAGES:,} pages")
 
 
 _READERS: tuple[tuple[bytes, str, Callable[[bytes], Header]], ...] = (

@@ -478,19 +478,22 @@ def test_a_header_that_lies_is_refused(data):
     assert peak_memory() < before + 20e6
 
 
-def test_the_pages_of_a_tiff_are_not_counted():
-    """OpenCV would follow a million empty ones, of six bytes each, and keep each one's place."""
+@pytest.mark.parametrize("pages", [9_999, 10_001, -1])
+def test_a_tiff_of_endless_pages_is_refused_early(pages):
+    """OpenCV would follow a million empty ones, of six bytes each, and keep each one's place. One may lead to the first."""
     whole = file(PICTURE, "TIFF")
     (begin,) = struct.unpack_from("<I", whole, 4)
     (entries,) = struct.unpack_from("<H", whole, begin)
     end = begin + 2 + 12 * entries
-    chain = np.zeros(1_000_000, np.dtype([("entries", "<u2"), ("next", "<u4")]))
+    chain = np.zeros(abs(pages), np.dtype([("entries", "<u2"), ("next", "<u4")]))
     chain["next"][:-1] = len(whole) + 6 * np.arange(1, len(chain))
+    chain["next"][-1] = 0 if pages > 0 else begin
     data = whole[:end] + struct.pack("<I", len(whole)) + whole[end + 4 :] + chain.tobytes()
-    forget_peak_memory()
-    before = peak_memory()
-    assert_reads(data, as_pillow_reads(whole))
-    assert peak_memory() < before + 50e6  # 123 where they are
+    if pages == 9_999:
+        assert_reads(data, as_pillow_reads(whole))
+    else:
+        with pytest.raises(InvalidImage, match="more than 10,000 pages"):
+            image.read_header(data)
 
 
 @pytest.mark.parametrize(
