@@ -1,6 +1,7 @@
 """Threads that decode, cut and draw pictures, on which requests take turns."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ class PictureThreads:
         self._pool = ThreadPoolExecutor(count, "pictures")
         self._begun: dict[object, float] = {}  # when the jobs that are on threads were
         self._told = False
+        self._heavy = asyncio.Lock()
 
     @property
     def why_stalled(self) -> str | None:
@@ -34,9 +36,11 @@ class PictureThreads:
         self._told = stalled
         return why
 
-    async def run(self, work: Callable[[int], T], numbers: Sequence[int]) -> tuple[list[T], float]:
+    async def run(
+        self, work: Callable[[int], T], numbers: Sequence[int], heavy: Callable[[int], bool] = lambda _: False
+    ) -> tuple[list[T], float]:
         """What `work` makes of each number, and the seconds until the first was begun. Once one fails, those that wait are
-        dropped."""
+        dropped. Of all that are `heavy` one is on a thread at a time, and the others keep none waiting."""
         asked = time.perf_counter()
         waits: list[float] = []
         # And with it the body: a job lies in the threads' queue until its turn, even where it is cancelled, and holds this.
@@ -53,9 +57,20 @@ class PictureThreads:
 
         turns = asyncio.Semaphore(self._count)
 
+        loop = asyncio.get_running_loop()
+
+        def over() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._heavy.release)
+
         async def in_turn(number: int) -> T:
             async with turns:
-                return await asyncio.get_running_loop().run_in_executor(self._pool, timed, number)
+                if not heavy(number):
+                    return await loop.run_in_executor(self._pool, timed, number)
+                await self._heavy.acquire()
+                job = self._pool.submit(timed, number)
+                job.add_done_callback(lambda _: over())  # not before, though whoever asked may have left
+                return await asyncio.wrap_future(job)
 
         jobs = [asyncio.ensure_future(in_turn(number)) for number in numbers]
         try:

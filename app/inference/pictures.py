@@ -3,7 +3,6 @@
 It is decoded as small as a stage can do with, and no longer after the request's deadline.
 """
 
-import threading
 import time
 from dataclasses import dataclass
 
@@ -19,9 +18,6 @@ Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 
 _KEPT_PIXELS = 1_000_000  # of a picture that is kept while the detector works; 3 MB
-# Lossless WebPs are decoded one at a time: for one libwebp may need 1.7 GB, whatever its pixels, which is not known before.
-_ONE_LOSSLESS = threading.Lock()
-_LOSSLESS_SECONDS = 20.0  # that one waits for others: a thread that is at one picture for 30 counts as hanging
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +55,19 @@ class Prepared:
     crop_seconds: float
 
 
-def overview(data: bytes, detector: Detector, most_pixels: int, keep: bool, deadline: float) -> tuple[Overview, UInt8]:
+def is_heavy(data: bytes) -> bool:
+    """Whether a file may be a WebP whose pixels or alpha are lossless. libwebp may need 1.7 GB for one, whatever its pixels,
+    which is not known before it is decoded."""
+    return data.startswith(b"RIFF") and (b"VP8L" in data or b"ALPH" in data)
+
+
+def overview(data: bytes, detector: Detector, most_pixels: int, keep: bool) -> tuple[Overview, UInt8]:
     """Decode a picture of so many pixels at most, as small as the detector can do with, and letterbox it, [h, w, 3]. `keep`
-    its pixels if they are few. Raises InvalidImage, ImageTooLarge, MemoryError, and TimeoutError as `_decoded`."""
+    its pixels if they are few. Raises InvalidImage, ImageTooLarge and MemoryError."""
     started = time.perf_counter()
     header = image.read_header(data)
     reduction = image.reduction(header, max(header.width, header.height) / detector.side)
-    picture = _decoded(data, most_pixels, reduction, header, deadline)
+    picture = image.decode(data, most_pixels, reduction, header)
     decoded = time.perf_counter()
     letterbox, gain = detector.letterbox(picture, reduction)
     kept = picture if keep and picture.shape[0] * picture.shape[1] <= _KEPT_PIXELS else None
@@ -117,20 +119,8 @@ def _for_crops(
         elif time.monotonic() > deadline:
             raise TimeoutError
         else:
-            pictures[times] = _decoded(data, most_pixels, times, header, deadline)
+            pictures[times] = image.decode(data, most_pixels, times, header)
     return pictures, reductions, image.upright_size(pictures[times], header, times)
-
-
-def _decoded(data: bytes, most_pixels: int, reduction: int, header: image.Header, deadline: float) -> UInt8:
-    """As `image.decode`. Raises TimeoutError where others' lossless WebPs leave no time for this one."""
-    if not header.lossless:
-        return image.decode(data, most_pixels, reduction, header)
-    if not _ONE_LOSSLESS.acquire(timeout=max(0.0, min(_LOSSLESS_SECONDS, deadline - time.monotonic()))):
-        raise TimeoutError
-    try:
-        return image.decode(data, most_pixels, reduction, header)
-    finally:
-        _ONE_LOSSLESS.release()
 
 
 def _found_boxes(found: Found, width: float, height: float) -> tuple[Float64, npt.NDArray[np.bool_]]:

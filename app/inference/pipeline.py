@@ -22,7 +22,7 @@ from app.inference.detector import Detector
 from app.inference.model_store import ModelError
 from app.inference.models import open_models, warm_up
 from app.inference.picture_threads import PictureThreads
-from app.inference.pictures import Found, Overview, Prepared, overview, prepare
+from app.inference.pictures import Found, Overview, Prepared, is_heavy, overview, prepare
 from app.inference.pose import PoseModel
 from app.inference.scheduler import Network, Scheduler
 from app.inference.session import take_one_thread_each, throttled_seconds, usable_cores
@@ -81,6 +81,10 @@ class PoseTask:
     flip_test: bool = False
     detection_threshold: float | None = None  # None: the detector's
     drawing: Drawing | None = None  # of the first picture
+
+    def is_heavy(self, number: int) -> bool:
+        """Whether no other such picture is to be decoded beside this one."""
+        return is_heavy(self.pictures[number])
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +241,7 @@ class Pipeline:
             self._usual_people += 0.1 * (max(1, len(each.people)) - self._usual_people)
         room.resize(_room_for(task, found))
         prepared, wait = await self._picture_threads.run(
-            lambda number: self._prepare(task, number, model, found.get(number)), range(len(task.pictures))
+            lambda number: self._prepare(task, number, model, found.get(number)), range(len(task.pictures)), task.is_heavy
         )
         seconds["decode"] += sum(picture.decode_seconds for picture in prepared)
         seconds["crop"] += sum(picture.crop_seconds for picture in prepared)
@@ -252,7 +256,7 @@ class Pipeline:
         started = time.perf_counter()
         async with asyncio.timeout_at(task.deadline):
             (drawn,), wait = await self._picture_threads.run(
-                lambda n: self._draw(task.pictures[n], asked, model, people), [0]
+                lambda n: self._draw(task.pictures[n], asked, model, people), [0], task.is_heavy
             )
         seconds["encode"] += time.perf_counter() - started - wait
         seconds["queue"] += wait
@@ -273,7 +277,7 @@ class Pipeline:
         detector = self.models.detector
         if detector is None:
             raise NoDetector
-        overviews, wait = await self._picture_threads.run(lambda n: self._overview(task, n, detector), numbers)
+        overviews, wait = await self._picture_threads.run(lambda n: self._overview(task, n, detector), numbers, task.is_heavy)
         ticket = await self.scheduler.run(detector.network, [letterbox for _, letterbox in overviews], task.deadline)
         people = [detector.found(each, task.detection_threshold, task.max_people) for each in ticket.results]
         seconds["decode"] += sum(o.decode_seconds for o, _ in overviews)
@@ -284,7 +288,7 @@ class Pipeline:
     def _overview(self, task: PoseTask, number: int, detector: Detector) -> tuple[Overview, UInt8]:
         with _at_fault(number):
             keep = self.scheduler.admission.admitted <= _KEPT_PICTURES
-            return overview(task.pictures[number], detector, self._settings.max_image_pixels, keep, task.deadline)
+            return overview(task.pictures[number], detector, self._settings.max_image_pixels, keep)
 
     def _prepare(self, task: PoseTask, number: int, model: PoseModel, found: Found | None) -> Prepared:
         with _at_fault(number):

@@ -69,15 +69,13 @@ class ImageTooLarge(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A picture's format, its stored size in pixels (before a turn by EXIF), whether it may carry EXIF, a JPEG's scans, and
-    whether a WebP's pixels or its alpha are lossless."""
+    """A picture's format, its stored size in pixels (before a turn by EXIF), whether it may carry EXIF, a JPEG's scans."""
 
     format: str
     width: int
     height: int
     exif: bool = True
     scans: int = 1
-    lossless: bool = False
 
 
 def read_header(data: bytes) -> Header:
@@ -254,13 +252,13 @@ def _measure_webp(data: bytes) -> Header:
     (length,) = struct.unpack_from("<I", data, 4)
     if length + 8 > len(data):
         raise InvalidImage("is a WebP file that ends early")
-    kind, lossless = data[12:16], b"VP8L" in data or b"ALPH" in data
+    kind = data[12:16]
     if kind == b"VP8X":
         _check_webp_chunks(data, length + 8)
-        return Header("WebP", _three_bytes(data, 24) + 1, _three_bytes(data, 27) + 1, lossless=lossless)
+        return Header("WebP", _three_bytes(data, 24) + 1, _three_bytes(data, 27) + 1)
     if kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
-        return Header("WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, lossless=True)
+        return Header("WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
         return Header("WebP", width & 0x3FFF, height & 0x3FFF)

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import pytest
 
-from app.inference import pictures
 from app.inference.admission import QueueFull
 from app.inference.pipeline import Drawing, PictureError, Pipeline, PoseTask
 from app.settings import Settings
@@ -121,31 +120,29 @@ def test_nothing_more_is_decoded_after_the_deadline(monkeypatch):
     assert len(decoded) == 1
 
 
-def test_lossless_webps_are_decoded_one_at_a_time_and_wait_no_longer_than_their_deadline(monkeypatch):
-    """One may need 1.7 GB, whatever its size."""
+def test_lossless_webps_are_decoded_one_at_a_time_and_keep_no_thread_waiting(monkeypatch):
+    """One may need 1.7 GB, whatever its size. Nor is the next begun while a thread is at one whose client has left."""
     grey, params = np.full((64, 64, 3), 90, np.uint8), [cv2.IMWRITE_WEBP_QUALITY]
     lossless, lossy = (cv2.imencode(".webp", grey, [*params, quality])[1].tobytes() for quality in (101, 90))
-    running, most, decode = 0, 0, image.decode
+    events: list[str] = []
+    decode = image.decode
 
-    def slow(*arguments: Any) -> Any:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        time.sleep(0.2)
-        running -= 1
-        return decode(*arguments)
+    def slow(data: bytes, *arguments: Any) -> Any:
+        name = "lossless" if data is lossless else "lossy"
+        events.append(name)
+        time.sleep(0.3)
+        events.append(f"{name} over")
+        return decode(data, *arguments)
 
     async def work(pipeline: Pipeline) -> None:
-        nonlocal most
         monkeypatch.setattr(image, "decode", slow)
-        box, all_ways = [np.array([[0.0, 0, 60, 60]])], []
-        for data in (lossless, lossy):
-            most = 0
-            await asyncio.gather(*(pipeline.estimate(replace(task([data]), boxes=box)) for _ in range(3)))
-            all_ways.append(most)
-        assert all_ways == [1, 2]
-        with pictures._ONE_LOSSLESS, pytest.raises(TimeoutError):
-            await pipeline.estimate(replace(task([lossless], 0.3), boxes=box))
+        box = [np.array([[0.0, 0, 60, 60]])]
+        with pytest.raises(TimeoutError):
+            await pipeline.estimate(replace(task([lossless], 0.1), boxes=box))
+        await asyncio.gather(*(pipeline.estimate(replace(task([data]), boxes=box)) for data in (lossless, lossless, lossy)))
+        assert [event for event in events if "lossless" in event] == ["lossless", "lossless over"] * 3
+        assert events.index("lossy") < events.index("lossless over")  # beside the first, past the second
+        assert events.count("lossy over") == 1
 
     drive(work, lanes=2)
 
