@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 # ONNX Runtime tells its maker of every start and model unless this stands in the environment before it is imported; versions
 # to come may know the second name alone.
