@@ -56,20 +56,19 @@ class PictureThreads:
                 del self._begun[job]
 
         turns = asyncio.Semaphore(self._count)
-
         loop = asyncio.get_running_loop()
 
-        def over() -> None:
+        def over(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self._heavy.release)
 
         async def in_turn(number: int) -> T:
             async with turns:
-                if not heavy(number):
-                    return await loop.run_in_executor(self._pool, timed, number)
-                await self._heavy.acquire()
+                if alone := heavy(number):
+                    await self._heavy.acquire()
                 job = self._pool.submit(timed, number)
-                job.add_done_callback(lambda _: over())  # not before, though whoever asked may have left
+                if alone:
+                    job.add_done_callback(over)  # not before, though whoever asked may have left
                 return await asyncio.wrap_future(job)
 
         jobs = [asyncio.ensure_future(in_turn(number)) for number in numbers]

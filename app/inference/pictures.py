@@ -58,7 +58,8 @@ class Prepared:
 def is_heavy(data: bytes) -> bool:
     """Whether a file may be a WebP whose pixels or alpha are lossless. libwebp may need 1.7 GB for one, whatever its pixels,
     which is not known before it is decoded."""
-    return data.startswith(b"RIFF") and (b"VP8L" in data or b"ALPH" in data)
+    kind = data[12:16] if data.startswith(b"RIFF") else b""
+    return kind == b"VP8L" or (kind == b"VP8X" and (b"VP8L" in data or b"ALPH" in data))
 
 
 def overview(data: bytes, detector: Detector, most_pixels: int, keep: bool) -> tuple[Overview, UInt8]:
